@@ -1,0 +1,101 @@
+"""Adds low-rank updates to a network's linear layers while a with-block is open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta
+
+
+@dataclass(frozen=True)
+class LowRankUpdate:
+    """The function x -> up @ down @ x of one layer; differentiable in x and in both factors.
+
+    It is computed in the factors' type and returned in x's: float32 factors keep their precision
+    under a half-precision network.
+    """
+
+    delta: LowRankDelta
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``(..., d_in)`` to ``(..., d_out)``."""
+        hidden = functional.linear(x.to(self.delta.down.dtype), self.delta.down)
+        return functional.linear(hidden, self.delta.up).to(x.dtype)
+
+
+def adapter_updates(adapter: LoraAdapter) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Each layer's update as a function of the layer's input, for ``attached``.
+
+    The factors must be on the network's device (``adapter.to(device=...)``).
+    """
+    return {layer: LowRankUpdate(delta) for layer, delta in adapter.deltas.items()}
+
+
+@contextmanager
+def attached(
+    unet: nn.Module, updates: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
+    """While open, each named layer returns ``layer(x) + updates[name](x)``, differentiably.
+
+    Nested blocks add up. With gradient checkpointing the backward pass has to run inside the block,
+    because it computes the layers again. The network's weights are never touched.
+
+    Raises:
+        AdapterError: If a layer is missing, is not linear, or has another width than its update.
+    """
+    with ExitStack() as hooks:
+        for name, update in updates.items():
+            layer = linear_layer(unet, name)
+            if isinstance(update, LowRankUpdate):
+                _check_width(name, layer, update.delta)
+            hooks.enter_context(layer.register_forward_hook(_adding(name, update)))
+        yield
+
+
+def linear_layer(network: nn.Module, name: str) -> nn.Linear:
+    """The linear layer of that name.
+
+    Raises:
+        AdapterError: If there is none.
+    """
+    try:
+        layer = network.get_submodule(name)
+    except AttributeError as error:
+        raise AdapterError(
+            f"the network has no layer {name!r}: the adapter was made for another base model"
+        ) from error
+    if not isinstance(layer, nn.Linear):
+        raise AdapterError(
+            f"layer {name!r} is a {type(layer).__name__}: only linear layers can carry an update"
+        )
+    return layer
+
+
+def _check_width(name: str, layer: nn.Linear, delta: LowRankDelta) -> None:
+    expected = (layer.out_features, layer.in_features)
+    if tuple(delta.shape) != expected:
+        raise AdapterError(
+            f"layer {name!r} is {expected[0]} x {expected[1]} but its update is "
+            f"{delta.shape[0]} x {delta.shape[1]}: the adapter was made for another base model"
+        )
+
+
+def _adding(
+    name: str, update: Callable[[Tensor], Tensor]
+) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    def hook(_layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        change = update(arguments[0])
+        if change.shape != output.shape:
+            raise AdapterError(
+                f"the update of layer {name!r} has shape {tuple(change.shape)}, "
+                f"but the layer's output has shape {tuple(output.shape)}"
+            )
+        return output + change
+
+    return hook

@@ -1,0 +1,48 @@
+"""The command `mars2`: one file a group of commands.
+
+Nothing heavy is imported before a command needs it, so that `mars2 --help` answers at once.
+"""
+
+import sys
+
+import typer
+
+from mars2.cli import data, demo, ls, merge, run, score, train
+
+PUBLIC_ERRORS = (
+    "AdapterError",
+    "PluginError",
+    "SuiteError",
+    "RunError",
+    "JudgeError",
+    "EntryError",
+)
+"""By name: their modules import torch."""
+
+app = typer.Typer(
+    name="mars2",
+    help="Benchmark of methods that merge a subject LoRA with a style LoRA.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(run.run)
+app.command()(score.score)
+app.command()(score.report)
+app.command()(demo.demo)
+app.command()(merge.merge)
+app.add_typer(train.app, name="train")
+app.add_typer(data.app, name="data")
+app.add_typer(ls.app, name="ls")
+
+
+def main() -> None:
+    """Run the command line; a public error is one line on stderr and exit code 2."""
+    try:
+        app()
+    except (ValueError, RuntimeError) as error:
+        if not any(kind.__name__ in PUBLIC_ERRORS for kind in type(error).__mro__):
+            raise
+        sys.stderr.write(f"mars2: {' '.join(str(error).split())}\n")
+        sys.exit(2)

@@ -1,0 +1,68 @@
+"""Options that several commands share, with their help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mars2.job import RunError
+
+SuiteName = Annotated[str, typer.Option(help="Name of a suite (`mars2 ls suites`) or a TOML file.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Base model: folder in diffusers' layout or hub id.  [default: the suite's]"),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, float16 or bfloat16.  [default: float32 on a CPU, else float16]"),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images drawn or scored at once.")]
+Metrics = Annotated[str, typer.Option(help="Which to compute (`mars2 ls metrics`).")]
+JudgeName = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        help="NAME:MODEL, such as llava_onevision:FOLDER_OR_HUB_ID (`mars2 ls judges`).  "
+        "[default: the suite's]",
+    ),
+]
+Layout = Annotated[
+    str, typer.Option(help="How the judge sees two images: anyres (the protocol) or pad.")
+]
+Prompts = Annotated[
+    Path | None, typer.Option(help="TOML file of question templates.  [default: ours]")
+]
+Clip = Annotated[str | None, typer.Option(help="open_clip model.  [default: the suite's]")]
+Dino = Annotated[str | None, typer.Option(help="DINO folder or hub id.  [default: the suite's]")]
+
+
+def parse_seeds(text: str | None) -> tuple[int, ...]:
+    """Return the seeds of a text such as "0-9" or "0,3,5-7"; none for None.
+
+    >>> parse_seeds("0,3,5-7")
+    (0, 3, 5, 6, 7)
+
+    Raises:
+        RunError: The text is something else.
+    """
+    seeds: list[int] = []
+    for part in (text or "").split(",") if text is not None else ():
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise RunError(f"--seeds is {text!r}; give numbers such as 0-9 or 0,3,5")
+        seeds += range(int(first), int(last if dash else first) + 1)
+    if text is not None and not seeds:
+        raise RunError(f"--seeds is {text!r}, which is no number at all")
+    return tuple(seeds)
+
+
+def parse_dtype(text: str | None) -> str | None:
+    """Return the name of a floating-point type that models can be run in.
+
+    Raises:
+        RunError: The text is something else.
+    """
+    if text not in (None, "float32", "float16", "bfloat16"):
+        raise RunError(f"--dtype is {text!r}; give float32, float16 or bfloat16")
+    return text

@@ -1,0 +1,93 @@
+"""`mars2 score`: score a run or any folder of images. `mars2 report`: put scores together again."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mars2.cli import work
+from mars2.cli.options import (
+    BatchSize,
+    Clip,
+    Device,
+    Dino,
+    JudgeName,
+    Layout,
+    Metrics,
+    Prompts,
+)
+
+
+def score(
+    folder: Annotated[
+        Path, typer.Argument(help="A run's folder, or images in SUBJECT_STYLE/ folders.")
+    ],
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Suite that says which pairs there are.  [default: the run's]"),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of the pairs.  [default: the one that matches]")
+    ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(help="CSV of image, subject, style [, method, seed, prompt], by concept id."),
+    ] = None,
+    subject_refs: Annotated[
+        Path | None, typer.Option(help="For one pair: folder of the subject's reference images.")
+    ] = None,
+    style_refs: Annotated[
+        Path | None, typer.Option(help="For one pair: folder of the style's reference images.")
+    ] = None,
+    style_name: Annotated[
+        str | None, typer.Option(help="For one pair: the style in words, such as 'oil painting'.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the results, for images that are no run.  "
+                     "[default: FOLDER/mars2-scores]"),
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Score what is there though images are missing.")
+    ] = False,
+    metrics: Metrics = "mars2,clip,dino",
+    judge: JudgeName = None,
+    layout: Layout = "anyres",
+    prompts: Prompts = None,
+    clip: Clip = None,
+    dino: Dino = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 8,
+) -> None:
+    """Score images with MARS2, CLIP and DINO; only what has no score yet."""
+    scoring = work.Scoring(
+        metrics=metrics,
+        judge=judge,
+        layout=layout,
+        prompts=prompts,
+        clip=clip,
+        dino=dino,
+        device=device,
+        batch_size=batch_size,
+        suite=suite,
+    )
+    store = work.open_images(
+        folder,
+        suite=suite,
+        split=split,
+        manifest=manifest,
+        pair=(subject_refs, style_refs, style_name),
+        out=out,
+        partial=partial,
+    )
+    work.score(store, scoring, partial=partial)
+    work.report(store)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, or a folder of scored images.")],
+) -> None:
+    """Put the scores of a folder together again: table, scores.json, report.html, grid.png."""
+    from mars2.store import RunStore
+
+    work.report(RunStore.open(folder))

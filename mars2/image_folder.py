@@ -1,0 +1,290 @@
+"""Finds out which pair each image of a folder shows: by folder names, a manifest, or for one pair."""
+
+import csv
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from benchmark_data.suite import Case, Suite
+from mars2.job import RunError
+from mars2.store import SCORES_FOLDER, FoundImage, ImagesSpec
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+LISTED = 10  # names an error message lists at most
+
+
+def match_folder(
+    folder: Path,
+    suite_name: str,
+    suite: Suite,
+    *,
+    out: Path,
+    split: str | None = None,
+    partial: bool = False,
+) -> ImagesSpec:
+    """Return the images in CASE/ or METHOD/CASE/ folders, whose names are exactly a suite's case ids.
+
+    Args:
+        folder: Where the folders are; without METHOD folders its own name is the method.
+        suite_name: Name or path of the suite, as given.
+        suite: What the case ids mean.
+        out: Folder of the results; the paths of the images are kept relative to it.
+        split: The only split to match; None: the one to which all folders belong.
+        partial: Whether pairs of the split may be missing, or have fewer images than others.
+
+    Raises:
+        RunError: There are no images, a folder's name is no case id, folders of cases and of
+            methods stand side by side, or the images are not complete and need not be partial.
+    """
+    cases = _cases(suite, split)
+    _check_folder(folder)
+    children = _folders(folder)
+    loose = list_images(folder)
+    if loose:
+        raise RunError(
+            f"{loose[0]} lies in no SUBJECT_STYLE folder: move it, or say what it shows with "
+            f"--manifest, or --subject-refs, --style-refs and --style-name. {_expected(cases)}"
+        )
+    if not children:
+        raise RunError(f"{folder} has no images. {_expected(cases)}")
+    methods = [child for child in children if child.name not in cases and _folders(child)]
+    if methods and len(methods) < len(children):
+        other = next(child for child in children if child not in methods)
+        raise RunError(
+            f"{folder} is ambiguous: {methods[0].name}/ looks like a method's folder, "
+            f"{other.name}/ like a pair's. {_expected(cases)}"
+        )
+    groups = [(child.name, _folders(child)) for child in methods] or [(_name(folder), children)]
+    found: list[FoundImage] = []
+    for method, places in groups:
+        for place in sorted(places, key=lambda place: list(cases).index(_match(place, cases).id)):
+            found += _case_images(method, place, _match(place, cases), out)
+    splits = sorted(
+        {
+            name
+            for name, members in suite.cases.items()
+            if {case.id for case in members} & {image.case for image in found}
+        }
+    )
+    if len(splits) > 1:
+        raise RunError(
+            f"{folder} has pairs of several splits ({', '.join(splits)}): give one with --split"
+        )
+    if not partial:
+        _check_complete(found, suite.cases[splits[0]])
+    return ImagesSpec(str(folder), tuple(found), suite_name, suite.revision, splits[0])
+
+
+def read_manifest(
+    manifest: Path, folder: Path, suite_name: str, suite: Suite, *, out: Path
+) -> ImagesSpec:
+    """Return the images a CSV file lists: image, subject, style and, if wanted, method, seed, prompt.
+
+    Paths are relative to `folder`; subject and style are concept ids of the suite.
+
+    Raises:
+        RunError: An unknown column or concept, a missing image, an image or seed given twice.
+    """
+    rows = _read_rows(manifest)
+    by_pair = {
+        (case.subject.id, case.style.id): case for case in _cases(suite, None).values()
+    }
+    found: list[FoundImage] = []
+    for number, row in rows:
+        where = f"{manifest} line {number}"
+        path = folder / row["image"]
+        if not path.is_file():
+            raise RunError(f"{where}: there is no image {path}")
+        subject = _concept(row["subject"], suite.subjects, "subject", where)
+        style = _concept(row["style"], suite.styles, "style", where)
+        case = by_pair.get((subject, style))
+        case_id = case.id if case else f"{subject}_{style}"
+        method = row.get("method") or _name(folder)
+        known = [image.seed for image in found if (image.method, image.case) == (method, case_id)]
+        seed = _seed(row["seed"], where) if row.get("seed") else len(known)
+        if seed in known:
+            raise RunError(f"{where}: seed {seed} of {method}, {case_id} is given twice")
+        prompt = row.get("prompt") or (case.prompt if case else None)
+        file = _relative(path, out)
+        if any(image.file == file for image in found):
+            raise RunError(f"{where}: image {path} is given twice")
+        found.append(FoundImage(method, case_id, seed, file, subject, style, prompt))
+    found.sort(key=lambda image: (image.method, image.case, image.seed))
+    return ImagesSpec(str(folder), tuple(found), suite_name, suite.revision)
+
+
+def single_pair(
+    folder: Path, subject_references: Path, style_references: Path, style_name: str, *, out: Path
+) -> ImagesSpec:
+    """Return all images of a folder as pictures of one pair, known by its reference images.
+
+    Raises:
+        RunError: A folder has no images, or the style's name is empty.
+    """
+    if not style_name.strip():
+        raise RunError("--style-name is empty; it goes into the judge's question, as in 'oil painting'")
+    subject, style = f"subject:{_name(subject_references)}", f"style:{_name(style_references)}"
+    case = f"{_name(subject_references)}_{_name(style_references)}"
+    references = {}
+    for concept, place in ((subject, subject_references), (style, style_references)):
+        _check_folder(place)
+        references[concept] = tuple(_relative(path, out) for path in _some_images(place))
+    _check_folder(folder)
+    files = _some_images(folder)
+    return ImagesSpec(
+        source=str(folder),
+        images=tuple(
+            FoundImage(_name(folder), case, seed, _relative(path, out), subject, style)
+            for seed, path in _with_seeds(files)
+        ),
+        references=references,
+        phrases={style: style_name},
+    )
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the images directly in a folder, sorted by name."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES
+    )
+
+
+def _cases(suite: Suite, split: str | None) -> dict[str, Case]:
+    if split is not None and split not in suite.cases:
+        raise RunError(f"suite {suite.name} has no split {split!r}; it has {', '.join(suite.cases)}")
+    return {
+        case.id: case
+        for name, members in suite.cases.items()
+        if split in (None, name)
+        for case in members
+    }
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise RunError(f"{folder} is no folder")
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and path.name != SCORES_FOLDER and not path.name.startswith(".")
+    )
+
+
+def _some_images(folder: Path) -> list[Path]:
+    images = list_images(folder)
+    if not images:
+        raise RunError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
+    return images
+
+
+def _match(place: Path, cases: Mapping[str, Case]) -> Case:
+    if place.name not in cases:
+        near = difflib.get_close_matches(place.name, cases, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise RunError(f"folder {place} matches no pair of the suite.{hint} {_expected(cases)}")
+    return cases[place.name]
+
+
+def _case_images(method: str, place: Path, case: Case, out: Path) -> list[FoundImage]:
+    return [
+        FoundImage(
+            method, case.id, seed, _relative(path, out), case.subject.id, case.style.id, case.prompt
+        )
+        for seed, path in _with_seeds(_some_images(place))
+    ]
+
+
+def _with_seeds(files: Sequence[Path]) -> list[tuple[int, Path]]:
+    """Number images by their names if these are different numbers, else in the order of names."""
+    if all(file.stem.isdecimal() for file in files):
+        numbered = sorted((int(file.stem), file) for file in files)
+        if len({number for number, _ in numbered}) == len(files):
+            return numbered
+    return list(enumerate(files))
+
+
+def _check_complete(found: Sequence[FoundImage], cases: Sequence[Case]) -> None:
+    """Refuse figures of different methods, or of the suite, that rest on different pairs."""
+    methods = dict.fromkeys(image.method for image in found)
+    counts = {(method, case.id): 0 for method in methods for case in cases}
+    for image in found:
+        counts[image.method, image.case] += 1
+    most = max(counts.values())
+    lacking = [
+        f"{method}/{case} ({count} of {most})"
+        for (method, case), count in counts.items()
+        if count < most
+    ]
+    if lacking:
+        raise RunError(
+            f"images are missing: {listed(lacking)}; complete them, or give --partial to score "
+            "what is there"
+        )
+
+
+def _read_rows(manifest: Path) -> list[tuple[int, dict[str, str]]]:
+    needed, optional = ("image", "subject", "style"), ("method", "seed", "prompt")
+    try:
+        with manifest.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or [])
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(f"manifest {manifest} cannot be read: {error}") from error
+    unknown = [name for name in columns if name not in needed + optional]
+    missing = [name for name in needed if name not in columns]
+    if unknown or missing:
+        raise RunError(
+            f"manifest {manifest} has columns {columns}; it needs {', '.join(needed)} and may have "
+            f"{', '.join(optional)}"
+        )
+    if not rows:
+        raise RunError(f"manifest {manifest} lists no images")
+    for number, row in rows:
+        if None in row or not all(row.get(name) for name in needed):
+            raise RunError(f"{manifest} line {number}: it needs {', '.join(needed)}, and no more "
+                           "values than columns")
+    return rows
+
+
+def _concept(name: str, known: Mapping[str, object], role: str, where: str) -> str:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {listed(known)}"
+        raise RunError(f"{where}: the suite has no {role} {name!r}; {hint}")
+    return name
+
+
+def _seed(text: str, where: str) -> int:
+    if not text.isdecimal():
+        raise RunError(f"{where}: seed is {text!r}; it must be a whole number")
+    return int(text)
+
+
+def _expected(cases: Iterable[str]) -> str:
+    return f"Expected folders named {listed(cases)}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names in one line, the first ten and how many there are.
+
+    >>> listed(["a", "b"])
+    'a, b'
+    """
+    names = list(names)
+    more = f", ... ({len(names)} in all)" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def _name(folder: Path) -> str:
+    return folder.resolve().name
+
+
+def _relative(path: Path, out: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()

@@ -1,0 +1,296 @@
+"""What is to be run: frozen descriptions of a run, its methods and its jobs. No files or models."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = 1
+
+Option = str | int | float | bool | None
+
+
+class RunError(ValueError):
+    """A run or a scoring that cannot start or go on because of what it was given."""
+
+
+def digest(value: object) -> str:
+    """Return the sha256 (64 hex) of a value's canonical JSON: sorted keys, no spaces.
+
+    >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A merge method as it is used in one run.
+
+    Attributes:
+        name: Name under which the method is registered.
+        options: What the user passed.
+        resolved: Every option of the method with the value used.
+        label: Name in tables and of the image folder, unique in a run.
+        kind: "layer", "adapter" or "fit"; see `baselines.MergeMethod`.
+        source: Digest of the method's code.
+        files: sha256 of each file that an option names, by option.
+    """
+
+    name: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+    resolved: Mapping[str, Option] = field(default_factory=dict)
+    label: str = ""
+    kind: str = "layer"
+    source: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", method_label(self.name, self.options))
+
+
+def method_label(name: str, options: Mapping[str, Option]) -> str:
+    """Return the label of a method with the options passed, fit for a folder's name.
+
+    >>> method_label("ziplora", {"steps": 100})
+    'ziplora:steps=100'
+    """
+    passed = ",".join(f"{key}={value}" for key, value in options.items())
+    return (f"{name}:{passed}" if passed else name).replace("/", "_")
+
+
+@dataclass(frozen=True)
+class PlannedCase:
+    """One pair of a run: ids of the case and of its concepts, and the prompt of its images."""
+
+    id: str
+    subject: str
+    style: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """All that `mars2 run` needs to know, resolved; the content of run.json.
+
+    Attributes:
+        suite: Name or path of the suite, as given.
+        suite_revision: 12 hex of the suite's content.
+        split: Split whose cases are run.
+        cases: The pairs, in the suite's order, after `limit`.
+        methods: In the order of the tables.
+        model: Folder or hub id of the base model, as given.
+        model_revision: Digest of the folder's files, or the hub's commit.
+        dtype: "float32", "float16" or "bfloat16".
+        device: Resolved, "cpu" or "cuda" (never "auto").
+        adapters: Folder of the adapters, as given or from the suite.
+        adapter_digests: Concept id -> digest of its adapter's content.
+        seeds: The same for every case and method.
+        steps: Denoising steps.
+        guidance_scale: Weight of classifier-free guidance.
+        negative_prompt: What guidance leads away from.
+        resolution: Side of the square images, pixels.
+        limit: Number of pairs asked for; None: all.
+        environment: Versions, git revision, platform and the time of creation; never compared.
+    """
+
+    suite: str
+    suite_revision: str
+    split: str
+    cases: tuple[PlannedCase, ...]
+    methods: tuple[MethodSpec, ...]
+    model: str
+    model_revision: str
+    dtype: str
+    device: str
+    adapters: str
+    adapter_digests: Mapping[str, str]
+    seeds: tuple[int, ...]
+    steps: int
+    guidance_scale: float
+    negative_prompt: str
+    resolution: int
+    limit: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in (
+            ("methods", list(self.labels)),
+            ("cases", [case.id for case in self.cases]),
+            ("seeds", [str(seed) for seed in self.seeds]),
+        ):
+            if not values:
+                raise RunError(f"a run needs {name}, there are none")
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise RunError(f"{name} given twice: {', '.join(twice)}")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the methods, in the order of the tables."""
+        return tuple(method.label for method in self.methods)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of run.json."""
+        return {"schema": SCHEMA, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "RunSpec":
+        """Read what `to_json` wrote.
+
+        Raises:
+            RunError: Another schema, or keys that are missing or unknown.
+        """
+        fields = read_schema(data, cls)
+        return cls(
+            **{
+                **fields,
+                "cases": tuple(PlannedCase(**case) for case in fields["cases"]),
+                "methods": tuple(MethodSpec(**method) for method in fields["methods"]),
+                "seeds": tuple(fields["seeds"]),
+            }
+        )
+
+    def differences(self, other: "RunSpec") -> list[str]:
+        """Return one line for each thing that forbids `other` to go on in the folder of this run.
+
+        Methods may be added, and files may lie elsewhere with the same content.
+        """
+        free = {"methods", "environment", "model", "adapters", "suite"}
+        lines = [
+            f"{item.name} is {_short(getattr(self, item.name))} there, "
+            f"{_short(getattr(other, item.name))} here"
+            for item in dataclasses.fields(self)
+            if item.name not in free and getattr(self, item.name) != getattr(other, item.name)
+        ]
+        known = {method.label: method for method in self.methods}
+        for method in other.methods:
+            before = known.get(method.label, method)
+            for item in dataclasses.fields(method):
+                old, new = getattr(before, item.name), getattr(method, item.name)
+                if old != new:
+                    lines.append(
+                        f"{item.name} of {method.label} is {_short(old)} there, {_short(new)} here"
+                    )
+        return lines
+
+    def with_methods_of(self, other: "RunSpec") -> "RunSpec":
+        """Return this run with those methods of `other` added that it does not have."""
+        added = tuple(method for method in other.methods if method.label not in self.labels)
+        return dataclasses.replace(self, methods=self.methods + added)
+
+
+def read_schema(data: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    """Return the fields of a dataclass from JSON that carries a schema version.
+
+    Raises:
+        RunError: Another schema, or keys that are missing or unknown.
+    """
+    if data.get("schema") != SCHEMA:
+        raise RunError(f"schema {data.get('schema')!r} is not {SCHEMA}: written by another version")
+    fields = {key: value for key, value in data.items() if key != "schema"}
+    expected = {
+        item.name: item.default is dataclasses.MISSING
+        and item.default_factory is dataclasses.MISSING
+        for item in dataclasses.fields(cls)
+    }
+    unknown = sorted(fields.keys() - expected.keys())
+    missing = sorted(name for name, needed in expected.items() if needed and name not in fields)
+    if unknown or missing:
+        raise RunError(f"keys unknown: {unknown}, missing: {missing}")
+    return fields
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method on one case: a merge and its images."""
+
+    case_id: str
+    method: str
+    method_name: str
+    options: Mapping[str, Option]
+    source: str
+    files: Mapping[str, str]
+    subject_adapter: str
+    style_adapter: str
+    prompt: str
+    seeds: tuple[int, ...]
+    suite_revision: str
+    model_revision: str
+    dtype: str
+    device: str
+    steps: int
+    guidance_scale: float
+    negative_prompt: str
+    resolution: int
+
+    @property
+    def id(self) -> str:
+        """16 hex: the digest of all that changes the job's images."""
+        return digest(dataclasses.asdict(self))[:16]
+
+
+def plan(spec: RunSpec) -> list[Job]:
+    """Return the jobs of a run, case by case and, within a case, in the order of the methods."""
+    return [
+        Job(
+            case_id=case.id,
+            method=method.label,
+            method_name=method.name,
+            options=method.resolved,
+            source=method.source,
+            files=method.files,
+            subject_adapter=spec.adapter_digests[case.subject],
+            style_adapter=spec.adapter_digests[case.style],
+            prompt=case.prompt,
+            seeds=spec.seeds,
+            suite_revision=spec.suite_revision,
+            model_revision=spec.model_revision,
+            dtype=spec.dtype,
+            device=spec.device,
+            steps=spec.steps,
+            guidance_scale=spec.guidance_scale,
+            negative_prompt=spec.negative_prompt,
+            resolution=spec.resolution,
+        )
+        for case in spec.cases
+        for method in spec.methods
+    ]
+
+
+def spread(pairs: Sequence[tuple[str, str]], limit: int | None) -> list[int]:
+    """Return the indices of `limit` pairs spread over subjects and styles, ascending.
+
+    Each next pair is the first whose subject and style were taken least often.
+
+    >>> spread([("cat", "ink"), ("cat", "oil"), ("dog", "ink"), ("dog", "oil")], 2)
+    [0, 3]
+
+    Raises:
+        RunError: The limit is below 1.
+    """
+    if limit is None:
+        return list(range(len(pairs)))
+    if limit < 1:
+        raise RunError(f"--limit is {limit}; it must be at least 1")
+    chosen: list[int] = []
+    while len(chosen) < min(limit, len(pairs)):
+        chosen.append(
+            min(
+                (index for index in range(len(pairs)) if index not in chosen),
+                key=lambda index: sum(
+                    (pairs[index][0] == pairs[other][0]) + (pairs[index][1] == pairs[other][1])
+                    for other in chosen
+                ),
+            )
+        )
+    return sorted(chosen)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

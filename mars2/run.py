@@ -1,0 +1,353 @@
+"""Runs a suite: plans jobs, skips the finished ones, merges, draws, saves, and keeps what it cost."""
+
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from baselines.adapter import AdapterError, LoraAdapter
+from baselines.formats import load_adapter, save_adapter
+from baselines.merging_loss import PairTask
+from baselines.registry import MergeMethod, parse_method
+from benchmark_data.suite import Concept, Suite
+from mars2.executor import map_jobs
+from mars2.files import file_digest, read_image, write_image
+from mars2.job import Job, MethodSpec, PlannedCase, RunError, RunSpec, method_label, plan, spread
+from mars2.memory import PeakMemory
+from mars2.pipelines import Pipeline, model_revision
+from mars2.store import Cost, RunStore
+
+CONTROLS = ("base", "subject_only", "style_only")
+DEFAULT_METHODS = ("direct_sum", "average", "ziplora", "lorarar")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user chose; None and empty leave it to the suite.
+
+    Attributes:
+        split: Split whose cases are run.
+        methods: As on the command line, such as "ziplora:steps=100".
+        controls: Whether the three controls are run too.
+        model: Folder or hub id of the base model.
+        dtype: "float32", "float16" or "bfloat16"; None: float32 on the CPU, else float16.
+        device: "auto" or a torch device.
+        adapters: Folder of CONCEPT.safetensors.
+        seeds: The same for every case.
+        steps: Denoising steps.
+        limit: Number of pairs.
+    """
+
+    split: str = "test"
+    methods: Sequence[str] = ()
+    controls: bool = True
+    model: str | None = None
+    dtype: str | None = None
+    device: str = "auto"
+    adapters: Path | None = None
+    seeds: tuple[int, ...] = ()
+    steps: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run ready to start: its description, and the code and data behind the names in it."""
+
+    spec: RunSpec
+    suite: Suite
+    methods: Mapping[str, MergeMethod]
+
+    def adapter_path(self, concept: str) -> Path:
+        """Return where a concept's adapter lies."""
+        return Path(self.spec.adapters) / f"{concept}.safetensors"
+
+
+def prepare(suite_name: str, suite: Suite, choices: Choices) -> Plan:
+    """Return the plan of a run, everything looked up and checked that needs no model.
+
+    Raises:
+        RunError: An unknown split, a missing adapter, a method given twice, ...
+        PluginError: An unknown method or option.
+        AdapterError: An adapter that cannot be read, or with values that are not finite.
+    """
+    if choices.split not in suite.cases:
+        raise RunError(
+            f"suite {suite.name} has no split {choices.split!r}; it has {', '.join(suite.cases)}"
+        )
+    cases = suite.cases[choices.split]
+    cases = tuple(
+        cases[index]
+        for index in spread([(case.subject.id, case.style.id) for case in cases], choices.limit)
+    )
+    methods = resolve_methods(choices.methods or DEFAULT_METHODS, suite, controls=choices.controls)
+    device = find_device(choices.device)
+    concepts = {
+        concept.id: concept for case in cases for concept in (case.subject, case.style)
+    }
+    adapters = choices.adapters or suite.adapters
+    if adapters is None:
+        raise RunError(f"suite {suite.name} ships no adapters: give their folder with --adapters")
+    seeds = choices.seeds or _suite_seeds(suite, choices.split)
+    generation = suite.generation
+    model = choices.model or str(suite.models.base)
+    spec = RunSpec(
+        suite=suite_name,
+        suite_revision=suite.revision,
+        split=choices.split,
+        cases=tuple(
+            PlannedCase(case.id, case.subject.id, case.style.id, case.prompt) for case in cases
+        ),
+        methods=tuple(method_spec for method_spec, _ in methods),
+        model=model,
+        model_revision=model_revision(model),
+        dtype=choices.dtype or ("float32" if device == "cpu" else "float16"),
+        device=device,
+        adapters=str(adapters),
+        adapter_digests={
+            concept.id: _adapter_digest(Path(adapters), concept, suite_name)
+            for concept in concepts.values()
+        },
+        seeds=seeds,
+        steps=generation.steps if choices.steps is None else choices.steps,
+        guidance_scale=generation.guidance_scale,
+        negative_prompt=generation.negative_prompt,
+        resolution=generation.resolution,
+        limit=choices.limit,
+        environment=environment(),
+    )
+    return Plan(spec, suite, {method_spec.label: method for method_spec, method in methods})
+
+
+def resolve_methods(
+    texts: Sequence[str], suite: Suite, *, controls: bool
+) -> list[tuple[MethodSpec, MergeMethod]]:
+    """Return the methods of a run, controls first, options filled from the suite and defaults.
+
+    Raises:
+        PluginError: An unknown method or option.
+    """
+    found = []
+    if controls:
+        texts = [*CONTROLS, *(text for text in texts if text not in CONTROLS)]
+    for text in texts:
+        method, passed = parse_method(text)
+        resolved = method.resolve({**suite.method_options.get(method.name, {}), **passed})
+        found.append(
+            (
+                MethodSpec(
+                    name=method.name,
+                    options=passed,
+                    resolved=resolved,
+                    label=method_label(method.name, passed),
+                    kind=method.kind,
+                    source=method.source,
+                    files={
+                        name: file_digest(Path(value))
+                        for name, value in resolved.items()
+                        if isinstance(value, str) and value and Path(value).is_file()
+                    },
+                ),
+                method,
+            )
+        )
+    return found
+
+
+def unfinished(store: RunStore, jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs of which an image or the line in costs.jsonl is missing."""
+    costed = {cost.job for cost in store.costs()}
+    return [
+        job
+        for job in jobs
+        if job.id not in costed
+        or not all(
+            store.image_path(job.method, job.case_id, seed).is_file() for seed in job.seeds
+        )
+    ]
+
+
+def run(
+    run_plan: Plan,
+    store: RunStore,
+    pipeline: Pipeline,
+    *,
+    batch_size: int = 1,
+    save_adapters: bool = False,
+) -> Iterator[Cost]:
+    """Do the unfinished jobs of a plan, one at each step of the iteration; yield what each cost.
+
+    A job's images are written before its costs: a job cut short is done again as a whole.
+
+    Raises:
+        RunError: An image is black or not finite, or a reference image is missing.
+        AdapterError: An adapter that a method or the base model cannot take.
+    """
+    worker = _Worker(run_plan, store, pipeline, batch_size, save_adapters)
+    jobs = unfinished(store, plan(run_plan.spec))
+    for cost in map_jobs(worker.do, jobs):
+        store.append_cost(cost)
+        yield cost
+
+
+class _Worker:
+    """Does jobs, one model loaded for all."""
+
+    def __init__(
+        self, run_plan: Plan, store: RunStore, pipeline: Pipeline, batch_size: int, save: bool
+    ) -> None:
+        self.plan = run_plan
+        self.store = store
+        self.pipeline = pipeline
+        self.batch_size = batch_size
+        self.save = save
+        self.adapter = lru_cache(maxsize=4)(self._load)  # jobs come case by case
+
+    def _load(self, concept: str) -> LoraAdapter:
+        adapter = load_adapter(self.plan.adapter_path(concept), name=concept)
+        return adapter.to(device=self.plan.spec.device)
+
+    def do(self, job: Job) -> Cost:
+        """Merge, draw and save the images of one job."""
+        try:
+            return self._do(job)
+        except (AdapterError, RunError) as error:
+            raise type(error)(f"{job.method} on {job.case_id}: {error}") from error
+
+    def _do(self, job: Job) -> Cost:
+        case = next(
+            case for case in self.plan.suite.cases[self.plan.spec.split] if case.id == job.case_id
+        )
+        method = self.plan.methods[job.method]
+        adapters = [self.adapter(case.subject.id), self.adapter(case.style.id)]
+        task = self._task(case.subject, case.style) if method.kind == "fit" else None
+        memory = PeakMemory(self.plan.spec.device)
+        memory.reset()
+        start = time.perf_counter()
+        merged = method(adapters, task=task, **job.options)
+        merge_peak = memory.peak()  # waits for the GPU
+        merged_at = time.perf_counter()
+        merged.check_finite()
+        images = self.pipeline.generate(merged, job.prompt, job.seeds)
+        peak = memory.peak()
+        done = time.perf_counter()
+        for seed, image in zip(job.seeds, images, strict=True):
+            write_image(self.store.image_path(job.method, job.case_id, seed), image)
+        if self.save and merged.deltas:
+            path = self.store.adapter_path(job.method, job.case_id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_adapter(merged, path)
+        return Cost(
+            job=job.id,
+            method=job.method,
+            case=job.case_id,
+            merge_seconds=merged_at - start,
+            generation_seconds=done - merged_at,
+            images=len(images),
+            merge_peak_bytes=merge_peak,
+            peak_bytes=peak,
+            memory=memory.kind,
+            parameters=merged.parameters(),
+            batch_size=self.batch_size,
+        )
+
+    def _task(self, subject: Concept, style: Concept) -> PairTask:
+        return PairTask(
+            denoiser=self.pipeline.denoiser(),
+            subject_images=[read_image(path) for path in reference_paths(subject)],
+            subject_prompt=subject.prompt,
+            style_images=[read_image(path) for path in reference_paths(style)],
+            style_prompt=style.prompt,
+        )
+
+
+def reference_paths(concept: Concept) -> list[Path]:
+    """Return the files of a concept's reference images.
+
+    Raises:
+        RunError: One is not there.
+    """
+    paths = [reference.path for reference in concept.references]
+    missing = [
+        reference.file
+        for reference, path in zip(concept.references, paths, strict=True)
+        if path is None or not path.is_file()
+    ]
+    if missing:
+        raise RunError(
+            f"reference images of {concept.role} {concept.id} are missing: {', '.join(missing)}; "
+            "get them with `mars2 data fetch SUITE`"
+        )
+    return [path for path in paths if path is not None]
+
+
+def find_device(device: str) -> str:
+    """Return a torch device; "auto" is the first GPU, or the CPU.
+
+    Raises:
+        RunError: There is no such device here.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise RunError(f"--device is {device!r}; give auto, cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise RunError(f"--device is {device}, but torch sees no CUDA device here; give cpu")
+    return device
+
+
+def environment() -> dict[str, str]:
+    """Return what a run was made with: versions, git revision, platform and time."""
+    packages = ("torch", "diffusers", "transformers", "peft", "numpy", "pillow")
+    return {
+        "mars2": importlib.metadata.version("mars2"),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git": _git_revision(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git_revision() -> str:
+    """Return the commit this code was run from, "+" behind it if changed; "" if not known."""
+    here = Path(__file__).parent
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return result.stdout.strip()
+
+
+def _suite_seeds(suite: Suite, split: str) -> tuple[int, ...]:
+    seeds = {case.seeds for case in suite.cases[split]}
+    if len(seeds) != 1:
+        raise RunError(f"the cases of {suite.name}/{split} have different seeds: give --seeds")
+    return tuple(seeds.pop())
+
+
+def _adapter_digest(folder: Path, concept: Concept, suite_name: str) -> str:
+    path = folder / f"{concept.id}.safetensors"
+    if not path.is_file():
+        raise RunError(
+            f"no adapter of {concept.role} {concept.id}: {path} is missing; train it with "
+            f"`mars2 train lora --suite {suite_name} --concept {concept.id} --out {folder}`"
+        )
+    adapter = load_adapter(path, name=concept.id)
+    adapter.check_finite()
+    return adapter.digest()
+

@@ -1,0 +1,287 @@
+"""LoRA training: against peft and torch, by what it achieves, and when it is interrupted."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from PIL.Image import Image
+
+from baselines import dreambooth
+from baselines.adapter import AdapterError, LoraAdapter
+from baselines.attach import adapter_updates, attached
+from baselines.denoiser import Denoiser
+from baselines.dreambooth import LoraTraining, attention_layers, train_lora
+
+QUICK = LoraTraining(rank=2, lr=1e-2, steps=4, save_every=2)
+
+
+def same(first: LoraAdapter, second: LoraAdapter) -> bool:
+    return list(first.deltas) == list(second.deltas) and all(
+        torch.equal(first.deltas[name].up, second.deltas[name].up)
+        and torch.equal(first.deltas[name].down, second.deltas[name].down)
+        for name in first.deltas
+    )
+
+
+def training_error(
+    denoiser: Denoiser, image: Image, prompt: str, adapter: LoraAdapter | None
+) -> float:
+    """Mean squared error over fixed noise and timesteps, not those of the training."""
+    generator = torch.Generator().manual_seed(77)
+    latents = denoiser.encode_images([image] * 16)
+    noise = torch.randn(latents.shape, generator=generator)
+    timesteps = torch.linspace(0, 999, 16).long()
+    noisy = denoiser.add_noise(latents, noise, timesteps)
+    conditioning = denoiser.encode_prompts([prompt])[[0] * 16]
+    updates = {} if adapter is None else adapter_updates(adapter)
+    with torch.no_grad(), attached(denoiser.unet, updates):
+        output = denoiser.predict(noisy, timesteps, conditioning)
+    return (output - denoiser.target(latents, noise, timesteps)).square().mean().item()
+
+
+def test_defaults_are_the_papers():
+    settings = LoraTraining()
+    assert (settings.rank, settings.lr, settings.steps, settings.batch_size) == (64, 5e-5, 1000, 1)
+
+
+def test_trains_all_attention_projections_and_no_other(tiny_denoiser: Denoiser):
+    layers = attention_layers(tiny_denoiser.unet)
+    # 2 + 2 in the down path, 1 in the middle, 4 in the up path... counted from the blocks instead
+    blocks = [
+        name for name, _ in tiny_denoiser.unet.named_modules() if name.endswith(("attn1", "attn2"))
+    ]
+    assert layers == sorted(
+        f"{block}.{projection}"
+        for block in blocks
+        for projection in ("to_q", "to_k", "to_v", "to_out.0")
+    )
+
+
+def test_equals_peft_and_torch(tiny_denoiser: Denoiser, random_image: Callable[..., Image]):
+    """The same three steps with peft's LoRA layers, started from the same factors."""
+    settings = LoraTraining(rank=3, alpha=6.0, lr=1e-2, steps=3, weight_decay=0.1, seed=5)
+    images = [random_image(0), random_image(1)]
+    ours = train_lora(tiny_denoiser, images, "a dog", settings)
+
+    layers = attention_layers(tiny_denoiser.unet)
+    oracle = copy.copy(tiny_denoiser)
+    oracle.unet = inject_adapter_in_model(
+        LoraConfig(r=3, lora_alpha=6.0, target_modules=layers), copy.deepcopy(tiny_denoiser.unet)
+    )
+    start = dreambooth._initial_factors(tiny_denoiser, layers, settings)
+    wrapped = [oracle.unet.get_submodule(name) for name in layers]
+    with torch.no_grad():
+        for name, layer in zip(layers, wrapped, strict=True):
+            layer.lora_A["default"].weight.copy_(start[f"{name}.down"])
+            layer.lora_B["default"].weight.copy_(start[f"{name}.up"])
+    trained = [p for p in oracle.unet.parameters() if p.requires_grad]
+    assert len(trained) == 2 * len(layers)
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.1)
+    examples = dreambooth._Examples(oracle, images, ["a dog"] * 2, mirror=False)
+    for step in range(3):
+        draws = dreambooth._draw(oracle, examples, settings, step, label="images")
+        noisy = oracle.add_noise(draws.latents, draws.noise, draws.timesteps)
+        output = oracle.predict(noisy, draws.timesteps, draws.conditioning)
+        (output - draws.noise).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for name, layer in zip(layers, wrapped, strict=True):
+        expected = layer.get_delta_weight("default")
+        # three float32 steps of Adam, whose first steps divide by the gradient's size
+        torch.testing.assert_close(ours.deltas[name].dense(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_learns_its_image(tiny_denoiser: Denoiser, random_image: Callable[..., Image]):
+    image = random_image(0)
+    adapter = train_lora(
+        tiny_denoiser, [image], "a dog", LoraTraining(rank=8, lr=1e-2, steps=100, batch_size=4)
+    )
+    before = training_error(tiny_denoiser, image, "a dog", None)
+    after = training_error(tiny_denoiser, image, "a dog", adapter)
+    assert after < 0.8 * before
+
+
+def test_prior_images_are_learnt_with_their_own_prompt(
+    tiny_denoiser: Denoiser, random_image: Callable[..., Image]
+):
+    prior = random_image(9)
+    settings = LoraTraining(rank=8, lr=1e-2, steps=60, batch_size=4)
+    errors = []
+    for weight in (0.0, 1.0):
+        adapter = train_lora(
+            tiny_denoiser,
+            [random_image(0)],
+            "a dog",
+            dataclasses.replace(settings, prior_weight=weight),
+            prior_images=[prior] if weight else [],
+            prior_prompt="cat" if weight else "",
+        )
+        errors.append(training_error(tiny_denoiser, prior, "cat", adapter))
+    assert errors[1] < 0.95 * errors[0]
+
+
+def test_the_prior_counts_by_its_weight(tiny_denoiser: Denoiser):
+    """By hand on an output and targets that are known."""
+
+    class Fixed:
+        def add_noise(self, latents, noise, timesteps):
+            return latents
+
+        def target(self, latents, noise, timesteps):
+            return noise
+
+        def predict(self, noisy, timesteps, conditioning):
+            return noisy
+
+    draws = dreambooth._Draws(
+        latents=torch.tensor([1.0, 3.0])[:, None, None, None],
+        noise=torch.tensor([0.0, 1.0])[:, None, None, None],
+        timesteps=torch.zeros(2),
+        conditioning=None,
+    )
+    settings = LoraTraining(prior_weight=0.5)
+    assert dreambooth._loss(Fixed(), draws, settings).item() == 1.0 + 0.5 * 4.0
+
+
+def test_one_prompt_for_each_image(tiny_denoiser: Denoiser, random_image: Callable[..., Image]):
+    images = [random_image(0), random_image(1)]
+    joint = train_lora(tiny_denoiser, images, ["a dog", "oil style"], QUICK)
+    assert joint.metadata["prompt"] == "a dog | oil style"
+    assert same(
+        train_lora(tiny_denoiser, images, ["a dog", "a dog"], QUICK),
+        train_lora(tiny_denoiser, images, "a dog", QUICK),
+    )
+    assert not same(joint, train_lora(tiny_denoiser, images, "a dog", QUICK))
+
+
+def test_the_seed_decides(tiny_denoiser: Denoiser, random_image: Callable[..., Image]):
+    def train(seed: int) -> LoraAdapter:
+        settings = dataclasses.replace(QUICK, seed=seed)
+        return train_lora(tiny_denoiser, [random_image(0)], "a dog", settings)
+
+    assert same(train(1), train(1))
+    assert not same(train(1), train(2))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_killed_training_goes_on_with_the_same_result(
+    tiny_denoiser: Denoiser, random_image: Callable[..., Image], tmp_path: Path, stop: int
+):
+    images = [random_image(0), random_image(1), random_image(2)]
+    settings = dataclasses.replace(QUICK, random_flip=True, prior_weight=1.0)
+    path = tmp_path / "state"
+    seen: list[int] = []
+
+    def train(checkpoint: Path | None, kill_at: int | None) -> LoraAdapter:
+        def progress(step: int, _loss: float) -> None:
+            seen.append(step)
+            if step == kill_at:
+                raise KeyboardInterrupt
+
+        return train_lora(
+            tiny_denoiser,
+            images,
+            "a dog",
+            settings,
+            prior_images=images[:1],
+            prior_prompt="dog",
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+
+    whole = train(None, None)
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train(path, stop)
+    resumed = train(path, None)
+    assert same(resumed, whole)
+    assert resumed.metadata == whole.metadata
+    saved = stop - stop % 2
+    assert seen == [*range(1, stop + 1), *range(saved + 1, 5)]
+    assert same(train(path, None), whole)  # finished: nothing left to do
+
+
+def test_a_checkpoint_of_other_images_is_refused(
+    tiny_denoiser: Denoiser, random_image: Callable[..., Image], tmp_path: Path
+):
+    train_lora(tiny_denoiser, [random_image(0)], "a dog", QUICK, checkpoint=tmp_path / "state")
+    with pytest.raises(AdapterError, match="other settings, images or prompts"):
+        train_lora(tiny_denoiser, [random_image(1)], "a dog", QUICK, checkpoint=tmp_path / "state")
+
+
+def test_gradient_checkpointing_changes_nothing(
+    tiny_denoiser: Denoiser, random_image: Callable[..., Image]
+):
+    settings = dataclasses.replace(QUICK, gradient_checkpointing=True)
+    spared = train_lora(tiny_denoiser, [random_image(0)], "a dog", settings)
+    plain = train_lora(tiny_denoiser, [random_image(0)], "a dog", QUICK)
+    for name, update in plain.deltas.items():
+        torch.testing.assert_close(spared.deltas[name].dense(), update.dense())
+    assert not tiny_denoiser.unet.is_gradient_checkpointing
+
+
+def test_leaves_the_base_alone(tiny_denoiser: Denoiser, random_image: Callable[..., Image]):
+    before = {name: value.clone() for name, value in tiny_denoiser.unet.state_dict().items()}
+    train_lora(tiny_denoiser, [random_image(0)], "a dog", QUICK)
+    after = tiny_denoiser.unet.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_chosen_layers_only(tiny_denoiser: Denoiser, random_image: Callable[..., Image]):
+    layers = attention_layers(tiny_denoiser.unet)[:2]
+    adapter = train_lora(tiny_denoiser, [random_image(0)], "a dog", QUICK, layers=layers)
+    assert list(adapter.deltas) == layers
+    with pytest.raises(AdapterError, match="no layer 'nowhere'"):
+        train_lora(tiny_denoiser, [random_image(0)], "a dog", QUICK, layers=["nowhere"])
+
+
+def test_a_diverging_training_says_so(tiny_denoiser: Denoiser, random_image: Callable[..., Image]):
+    settings = dataclasses.replace(QUICK, lr=1e30)
+    with pytest.raises(AdapterError, match="lower lr"):
+        train_lora(tiny_denoiser, [random_image(0)], "a dog", settings)
+
+
+@pytest.mark.parametrize(
+    ("images", "prompt", "prior", "prior_prompt", "weight", "message"),
+    [
+        (0, "a", 0, "", 0.0, "no training images"),
+        (2, ["a"], 0, "", 0.0, "2 images but 1 prompts"),
+        (1, "a", 1, "b", 0.0, "prior_weight is 0.0 with 1 prior images"),
+        (1, "a", 0, "b", 0.5, "prior_weight is 0.5 with 0 prior images"),
+        (1, "a", 1, "", 0.5, "without a prior prompt"),
+    ],
+)
+def test_refuses_inputs_that_do_not_fit(
+    tiny_denoiser: Denoiser,
+    random_image: Callable[..., Image],
+    images: int,
+    prompt: str | Sequence[str],
+    prior: int,
+    prior_prompt: str,
+    weight: float,
+    message: str,
+):
+    with pytest.raises(ValueError, match=message):
+        train_lora(
+            tiny_denoiser,
+            [random_image(i) for i in range(images)],
+            prompt,
+            dataclasses.replace(QUICK, prior_weight=weight),
+            prior_images=[random_image(i) for i in range(prior)],
+            prior_prompt=prior_prompt,
+        )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rank", 0), ("steps", 0), ("lr", 0.0), ("batch_size", -1), ("prior_weight", -0.1)],
+)
+def test_refuses_settings_out_of_range(field: str, value: float):
+    with pytest.raises(ValueError, match=f"{field} is {value}"):
+        LoraTraining(**{field: value})
