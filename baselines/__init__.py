@@ -1,0 +1,41 @@
+"""Merge methods for low-rank adapters: a subject's and a style's LoRA made one.
+
+Importing the package registers the built-in methods. It needs torch but not diffusers; what trains
+or generates is imported by its own name: `baselines.denoiser`, `baselines.dreambooth`.
+"""
+
+from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta, check_same_layers
+from baselines.checks import check_merge_method
+from baselines.formats import load_adapter, save_adapter
+from baselines.merging_loss import PairTask
+from baselines.methods import average, controls, direct_sum, ziplora  # noqa: F401  # they register
+from baselines.options import Parameter, PluginError
+from baselines.registry import (
+    METHODS,
+    MergeMethod,
+    Registry,
+    adapter_method,
+    fit_method,
+    layer_method,
+    parse_method,
+)
+
+__all__ = [
+    "METHODS",
+    "AdapterError",
+    "LoraAdapter",
+    "LowRankDelta",
+    "MergeMethod",
+    "PairTask",
+    "Parameter",
+    "PluginError",
+    "Registry",
+    "adapter_method",
+    "check_merge_method",
+    "check_same_layers",
+    "fit_method",
+    "layer_method",
+    "load_adapter",
+    "parse_method",
+    "save_adapter",
+]

@@ -38,9 +38,7 @@ def adapter_updates(adapter: LoraAdapter) -> dict[str, Callable[[Tensor], Tensor
 
 
 @contextmanager
-def attached(
-    unet: nn.Module, updates: Mapping[str, Callable[[Tensor], Tensor]]
-) -> Iterator[None]:
+def attached(unet: nn.Module, updates: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """While open, each named layer returns ``layer(x) + updates[name](x)``, differentiably.
 
     Nested blocks add up. With gradient checkpointing the backward pass has to run inside the block,

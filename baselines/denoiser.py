@@ -1,4 +1,4 @@
-"""What every trainer needs of an SDXL pipeline: latents, prompt embeddings, noise, the UNet's answer.
+"""What every trainer needs of an SDXL pipeline: latents, embeddings, noise, the UNet's answer.
 
 diffusers is imported where it is used, so that importing this module stays cheap.
 """
@@ -79,7 +79,9 @@ class Denoiser:
         if resolution <= 0 or resolution % scale:
             raise ValueError(f"resolution is {resolution}: give a positive multiple of {scale}")
         # The pipeline's sampler and the training noise share their betas, whatever the sampler is.
-        scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+        scheduler = DDPMScheduler.from_config(  # type: ignore[no-untyped-call]  # diffusers
+            pipe.scheduler.config
+        )
         if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
                 f"the scheduler's prediction_type is {scheduler.config.prediction_type!r}: "
@@ -107,7 +109,9 @@ class Denoiser:
         from diffusers import StableDiffusionXLPipeline
 
         # `dtype` must always be passed: a half-precision folder loads in mixed types without it.
-        pipe = StableDiffusionXLPipeline.from_pretrained(model, dtype=dtype)
+        pipe = StableDiffusionXLPipeline.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers
+            model, dtype=dtype
+        )
         return cls(pipe.to(device), resolution=resolution)
 
     @property
@@ -144,23 +148,23 @@ class Denoiser:
         """Latents of the images' central squares, ``(n, c, h, w)``, scaled as the UNet sees them.
 
         The shorter side is resized to ``resolution``. The mode of the autoencoder's distribution is
-        taken, so the result has no randomness. Encoded in float32 and returned so, since SDXL's
-        autoencoder overflows in float16; ``predict`` casts to the UNet's type.
+        taken, so the result has no randomness. Encoded in float32 at least and returned so, since
+        SDXL's autoencoder overflows in float16; ``predict`` casts to the UNet's type.
         """
         vae = self._pipe.vae
         pixels = torch.stack([_pixels(image, self.resolution) for image in images])
         dtype = vae.dtype
-        half = dtype in (torch.float16, torch.bfloat16)
-        if half:
-            nn.Module.to(vae, torch.float32)  # diffusers' own `to` logs a warning here
+        exact = torch.promote_types(dtype, torch.float32)
+        if exact != dtype:
+            nn.Module.to(vae, exact)  # diffusers' own `to` logs a warning here
         try:
             latents = []
             for image in pixels:  # one at a time: at 1024 pixels a batch may not fit
-                encoded = vae.encode(image[None].to(self.device))
+                encoded = vae.encode(image[None].to(self.device, exact))
                 tiny = not hasattr(encoded, "latent_dist")  # AutoencoderTiny has no distribution
                 latents.append(encoded.latents if tiny else encoded.latent_dist.mode())
         finally:
-            if half:
+            if exact != dtype:
                 nn.Module.to(vae, dtype)  # half -> float32 -> half gives the same bits
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         return (torch.cat(latents) - shift) * float(vae.config.scaling_factor)

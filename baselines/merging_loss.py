@@ -26,7 +26,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional
 
-from baselines.adapter import AdapterError, LoraAdapter
+from baselines.adapter import AdapterError, LoraAdapter, check_same_layers
 from baselines.attach import LowRankUpdate, adapter_updates, attached
 from baselines.denoiser import Conditioning, Denoiser
 
@@ -116,7 +116,7 @@ def draw_batch(
     latents = torch.cat(rows)
     both_timesteps = timesteps.repeat(2).to(latents.device)
     noisy = denoiser.add_noise(latents, noise.repeat(2, 1, 1, 1).to(latents), both_timesteps)
-    conditioning = Conditioning.cat([subject.conditioning[[0] * size], style.conditioning[[0] * size]])
+    conditioning = Conditioning.cat([c.conditioning[[0] * size] for c in (subject, style)])
     return TaskBatch(denoiser, noisy, both_timesteps, conditioning)
 
 
@@ -137,7 +137,7 @@ def merge_with_coefficients(
         AdapterError: If the layers differ, or coefficients are for a layer that is not there or
             have a wrong width.
     """
-    check_same_layers(subject, style)
+    check_same_layers([subject, style])
     for layer, pair in coefficients.items():
         if layer not in subject.deltas:
             raise AdapterError(f"coefficients for layer {layer!r}, which the adapters do not have")
@@ -239,24 +239,3 @@ class _Halves:
     def __call__(self, x: Tensor) -> Tensor:
         first, second = x.chunk(2)
         return torch.cat([self.subject(first), self.style(second)])
-
-
-def check_same_layers(subject: LoraAdapter, style: LoraAdapter) -> None:
-    """Refuse a pair whose adapters have different layers or layers of different shape.
-
-    Raises:
-        AdapterError: Naming the first layer in question.
-    """
-    for one, other, role in ((subject, style, "style"), (style, subject, "subject")):
-        missing = [layer for layer in one.deltas if layer not in other.deltas]
-        if missing:
-            raise AdapterError(
-                f"the {role} adapter lacks layer {missing[0]!r} and {len(missing) - 1} more that "
-                "the other has: merge adapters of the same base model and the same layers"
-            )
-    for layer, delta in subject.deltas.items():
-        if tuple(delta.shape) != tuple(style.deltas[layer].shape):
-            raise AdapterError(
-                f"layer {layer!r} is {tuple(delta.shape)} in the subject adapter but "
-                f"{tuple(style.deltas[layer].shape)} in the style adapter"
-            )

@@ -1,4 +1,4 @@
-"""What makes a training repeatable and resumable: draws that depend on (seed, step), saved state."""
+"""What makes a training repeatable and resumable: draws from (seed, step), and saved state."""
 
 from __future__ import annotations
 
@@ -49,10 +49,21 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     try:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, partial, metadata=dict(metadata))
+        _sort_header(partial)
         partial.replace(path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
+
+
+def _sort_header(path: Path) -> None:
+    """Put a safetensors header in order in place: safetensors writes metadata in a random one."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        file.seek(8)
+        file.write(text.encode().ljust(length))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

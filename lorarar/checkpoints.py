@@ -1,9 +1,9 @@
 """Reads and writes hypernetworks: our safetensors with metadata, and the published `.pth` layout.
 
-The published layout is a pickled dictionary of `input_1.*` (columns of 640), `input_2.*` (columns of
-1280) and `output.1.*`, saved from a CUDA device, with no record of how it was made. It is read with
-``weights_only``, so that it cannot run code. That network predicts `to_q` and `to_out.0` and sums
-keys and values with weight 1 (facts of the released code), which is what is assumed here.
+The published layout is a pickled dictionary of `input_1.*` (columns of 640), `input_2.*` (columns
+of 1280) and `output.1.*`, saved from a CUDA device, with no record of how it was made. It is read
+with ``weights_only``, so that it cannot run code. The released code predicts `to_q` and `to_out.0`
+with it and sums keys and values with weight 1, which is what is assumed here.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def read_provenance(path: Path) -> Provenance:
         return Provenance()
     _, metadata = load_tensors(path)
     return Provenance(
-        metadata.get("suite", ""), metadata.get("suite_revision", ""), int(metadata["steps"])
+        metadata.get("suite", ""), metadata.get("suite_revision", ""), int(metadata.get("steps", 0))
     )
 
 
@@ -91,13 +91,16 @@ def _ours(path: Path) -> HyperNetwork:
             f"{path}: its header says format {metadata.get('format', '(none)')!r}, not {FORMAT!r}: "
             "give a checkpoint that `mars2 train hypernetwork` wrote, or a published .pth file"
         )
-    network = HyperNetwork(
-        json.loads(metadata["widths"]),
-        hidden=int(metadata["hidden"]),
-        projections=json.loads(metadata["projections"]),
-        normalize=json.loads(metadata["normalize"]),
-        kv_weight=float(metadata["kv_weight"]),
-    )
+    try:
+        network = HyperNetwork(
+            json.loads(metadata["widths"]),
+            hidden=int(metadata["hidden"]),
+            projections=json.loads(metadata["projections"]),
+            normalize=json.loads(metadata["normalize"]),
+            kv_weight=float(metadata["kv_weight"]),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise AdapterError(f"{path}: its header is incomplete or damaged ({error})") from error
     _fill(network, tensors, path)
     return network
 
@@ -147,7 +150,7 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise AdapterError(
             f"{path}: not a file of tensors that torch can read safely "
-            f"({str(error).splitlines()[0]})"
+            f"({next(iter(str(error).splitlines()), type(error).__name__)})"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise AdapterError(f"{path}: not a dictionary of tensors")

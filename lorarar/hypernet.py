@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta
-from baselines.merging_loss import Coefficients, check_same_layers, merge_with_coefficients
+from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta, check_same_layers
+from baselines.merging_loss import Coefficients, merge_with_coefficients
 from baselines.training import generator_for
 
 PROJECTIONS = ("to_q", "to_out.0")
@@ -65,17 +65,26 @@ class HyperNetwork(nn.Module):
         self.projections = tuple(projections)
         self.normalize = normalize
         self.kv_weight = kv_weight
-        self.inputs = nn.ModuleDict()
-        with torch.no_grad():
-            for width in self.widths:
-                layer = nn.utils.skip_init(nn.Linear, 2 * width, hidden)
-                bound = (2 * width) ** -0.5
-                layer.weight.uniform_(-bound, bound, generator=generator_for(seed, width))
-                layer.bias.zero_()
-                self.inputs[str(width)] = layer
-            self.output = nn.utils.skip_init(nn.Linear, hidden, 2)
-            self.output.weight.normal_(0.0, 0.1 * hidden**-0.5, generator=generator_for(seed, "out"))
-            self.output.bias.fill_(1.0)
+        self.inputs = nn.ModuleDict({str(w): nn.Linear(2 * w, hidden) for w in self.widths})
+        self.output = nn.Linear(hidden, 2)
+        self._draw_weights(seed)
+
+    @torch.no_grad()
+    def _draw_weights(self, seed: int) -> None:
+        """Input layers uniform as torch draws them, without bias; output near 1 everywhere."""
+        for width in self.widths:
+            layer = self._input(width)
+            bound = (2 * width) ** -0.5
+            layer.weight.uniform_(-bound, bound, generator=generator_for(seed, width))
+            layer.bias.zero_()
+        small = 0.1 * self.hidden**-0.5
+        self.output.weight.normal_(0.0, small, generator=generator_for(seed, "output"))
+        self.output.bias.fill_(1.0)
+
+    def _input(self, width: int) -> nn.Linear:
+        layer = self.inputs[str(width)]
+        assert isinstance(layer, nn.Linear)
+        return layer
 
     def predicts(self, layer: str) -> bool:
         """Whether ``layer``'s coefficients are predicted rather than constant."""
@@ -88,7 +97,7 @@ class HyperNetwork(nn.Module):
             AdapterError: If the adapters' layers differ, none is predicted, or a layer has a width
                 that the hypernetwork lacks.
         """
-        check_same_layers(subject, style)
+        check_same_layers([subject, style])
         coefficients = {
             layer: self._columns(layer, delta, style.deltas[layer])
             for layer, delta in subject.deltas.items()
@@ -120,8 +129,7 @@ class HyperNetwork(nn.Module):
                 f"layer {layer!r} has width {d_out}, but the hypernetwork was trained for "
                 f"{', '.join(map(str, self.widths))}: it belongs to another base model"
             )
-        first = self.inputs[str(d_out)]
-        assert isinstance(first, nn.Linear)
+        first = self._input(d_out)
         weight = first.weight  # (hidden, 2 d_out)
         subject, style = subject.to(dtype=weight.dtype), style.to(dtype=weight.dtype)
         hidden = (weight[:, :d_out] @ subject.up) @ subject.down  # (hidden, d_in)

@@ -3,8 +3,6 @@
 It is registered through the entry-point group `mars2.merge_methods`, as any installed plugin is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -39,7 +37,7 @@ def lorarar(
             "ships one"
         )
     if len(adapters) != 2:
-        raise AdapterError(f"lorarar merges a subject and a style, but got {len(adapters)} adapters")
+        raise AdapterError(f"lorarar merges a subject and a style, not {len(adapters)} adapters")
     subject, style = adapters
     path = Path(checkpoint).expanduser()
     if not path.is_file():

@@ -18,13 +18,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from baselines.adapter import AdapterError, LoraAdapter
+from baselines.adapter import AdapterError, LoraAdapter, check_same_layers
 from baselines.denoiser import Denoiser
 from baselines.formats import load_adapter
 from baselines.merging_loss import (
     EncodedConcept,
     Regularizer,
-    check_same_layers,
     draw_batch,
     encode_concept,
     merging_loss,
@@ -219,14 +218,15 @@ def _survey(
     for path in paths:
         adapter = adapters.get(path)
         try:
-            check_same_layers(first, adapter)
+            check_same_layers([first, adapter])
         except AdapterError as error:
             raise AdapterError(f"{paths[0]} and {path}: {error}") from error
         digests[path] = adapter.digest()
     widths = {delta.shape[0] for name, delta in first.deltas.items() if name.endswith(endings)}
     if not widths:
         raise AdapterError(
-            f"{paths[0]}: no layer ends with {' or '.join(settings.projections)}: nothing to predict"
+            f"{paths[0]}: no layer ends with {' or '.join(settings.projections)}: "
+            "there is nothing to predict"
         )
     return sorted(widths), digests
 
@@ -239,8 +239,8 @@ def _fingerprint(
     for harmless in ("steps", "save_every", "adapters_in_memory", "gradient_checkpointing"):
         del kept[harmless]
     concepts = [
-        [concept.id, digests[concept.adapter], concept.prompt, [path.name for path in concept.images]]
+        [c.id, digests[c.adapter], c.prompt, [path.name for path in c.images]]
         for pair in pairs
-        for concept in (pair.subject, pair.style)
+        for c in (pair.subject, pair.style)
     ]
     return hashlib.sha256(json.dumps([kept, concepts]).encode()).hexdigest()

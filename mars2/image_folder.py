@@ -1,4 +1,4 @@
-"""Finds out which pair each image of a folder shows: by folder names, a manifest, or for one pair."""
+"""Finds out which pair each image of a folder shows: by folder names or a manifest."""
 
 import csv
 import difflib
@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmark_data.suite import Case, Suite
-from mars2.job import RunError
+from mars2.job import RunError, listed
 from mars2.store import SCORES_FOLDER, FoundImage, ImagesSpec
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-LISTED = 10  # names an error message lists at most
 
 
 def match_folder(
@@ -23,7 +22,7 @@ def match_folder(
     split: str | None = None,
     partial: bool = False,
 ) -> ImagesSpec:
-    """Return the images in CASE/ or METHOD/CASE/ folders, whose names are exactly a suite's case ids.
+    """Return the images in CASE/ or METHOD/CASE/ folders, named exactly as a suite's cases.
 
     Args:
         folder: Where the folders are; without METHOD folders its own name is the method.
@@ -79,17 +78,16 @@ def match_folder(
 def read_manifest(
     manifest: Path, folder: Path, suite_name: str, suite: Suite, *, out: Path
 ) -> ImagesSpec:
-    """Return the images a CSV file lists: image, subject, style and, if wanted, method, seed, prompt.
+    """Return the images a CSV file lists.
 
-    Paths are relative to `folder`; subject and style are concept ids of the suite.
+    Its columns are image, subject, style and, if wanted, method, seed and prompt; paths are
+    relative to `folder`, subject and style are concept ids of the suite.
 
     Raises:
         RunError: An unknown column or concept, a missing image, an image or seed given twice.
     """
     rows = _read_rows(manifest)
-    by_pair = {
-        (case.subject.id, case.style.id): case for case in _cases(suite, None).values()
-    }
+    by_pair = {(case.subject.id, case.style.id): case for case in _cases(suite, None).values()}
     found: list[FoundImage] = []
     for number, row in rows:
         where = f"{manifest} line {number}"
@@ -123,7 +121,9 @@ def single_pair(
         RunError: A folder has no images, or the style's name is empty.
     """
     if not style_name.strip():
-        raise RunError("--style-name is empty; it goes into the judge's question, as in 'oil painting'")
+        raise RunError(
+            "--style-name is empty; it goes into the judge's question, as in 'oil painting'"
+        )
     subject, style = f"subject:{_name(subject_references)}", f"style:{_name(style_references)}"
     case = f"{_name(subject_references)}_{_name(style_references)}"
     references = {}
@@ -154,7 +154,9 @@ def list_images(folder: Path) -> list[Path]:
 
 def _cases(suite: Suite, split: str | None) -> dict[str, Case]:
     if split is not None and split not in suite.cases:
-        raise RunError(f"suite {suite.name} has no split {split!r}; it has {', '.join(suite.cases)}")
+        raise RunError(
+            f"suite {suite.name} has no split {split!r}; it has {', '.join(suite.cases)}"
+        )
     return {
         case.id: case
         for name, members in suite.cases.items()
@@ -248,8 +250,10 @@ def _read_rows(manifest: Path) -> list[tuple[int, dict[str, str]]]:
         raise RunError(f"manifest {manifest} lists no images")
     for number, row in rows:
         if None in row or not all(row.get(name) for name in needed):
-            raise RunError(f"{manifest} line {number}: it needs {', '.join(needed)}, and no more "
-                           "values than columns")
+            raise RunError(
+                f"{manifest} line {number}: it needs {', '.join(needed)}, and no more "
+                "values than columns"
+            )
     return rows
 
 
@@ -269,17 +273,6 @@ def _seed(text: str, where: str) -> int:
 
 def _expected(cases: Iterable[str]) -> str:
     return f"Expected folders named {listed(cases)}"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return names in one line, the first ten and how many there are.
-
-    >>> listed(["a", "b"])
-    'a, b'
-    """
-    names = list(names)
-    more = f", ... ({len(names)} in all)" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 def _name(folder: Path) -> str:

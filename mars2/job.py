@@ -3,11 +3,13 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+LISTED = 10  # names an error message lists at most
 
 Option = str | int | float | bool | None
 
@@ -24,6 +26,35 @@ def digest(value: object) -> str:
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user chose of a run; None and empty leave it to the suite.
+
+    Attributes:
+        split: Split whose cases are run.
+        methods: As on the command line, such as "ziplora:steps=100".
+        controls: Whether the three controls are run too.
+        model: Folder or hub id of the base model.
+        dtype: "float32", "float16" or "bfloat16"; None: float32 on the CPU, else float16.
+        device: "auto" or a torch device.
+        adapters: Folder of CONCEPT.safetensors.
+        seeds: The same for every case.
+        steps: Denoising steps.
+        limit: Number of pairs.
+    """
+
+    split: str = "test"
+    methods: Sequence[str] = ()
+    controls: bool = True
+    model: str | None = None
+    dtype: str | None = None
+    device: str = "auto"
+    adapters: Path | None = None
+    seeds: tuple[int, ...] = ()
+    steps: int | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +82,10 @@ class MethodSpec:
     def __post_init__(self) -> None:
         if not self.label:
             object.__setattr__(self, "label", method_label(self.name, self.options))
+
+    def content(self) -> dict[str, Option]:
+        """Return the resolved options, a file by its digest instead of where it lies."""
+        return {**self.resolved, **self.files}
 
 
 def method_label(name: str, options: Mapping[str, Option]) -> str:
@@ -170,11 +205,13 @@ class RunSpec:
         known = {method.label: method for method in self.methods}
         for method in other.methods:
             before = known.get(method.label, method)
-            for item in dataclasses.fields(method):
-                old, new = getattr(before, item.name), getattr(method, item.name)
+            for what, old, new in (
+                ("options", before.content(), method.content()),
+                ("code", before.source, method.source),
+            ):
                 if old != new:
                     lines.append(
-                        f"{item.name} of {method.label} is {_short(old)} there, {_short(new)} here"
+                        f"{what} of {method.label}: {_short(old)} there, {_short(new)} here"
                     )
         return lines
 
@@ -214,7 +251,6 @@ class Job:
     method_name: str
     options: Mapping[str, Option]
     source: str
-    files: Mapping[str, str]
     subject_adapter: str
     style_adapter: str
     prompt: str
@@ -241,9 +277,8 @@ def plan(spec: RunSpec) -> list[Job]:
             case_id=case.id,
             method=method.label,
             method_name=method.name,
-            options=method.resolved,
+            options=method.content(),
             source=method.source,
-            files=method.files,
             subject_adapter=spec.adapter_digests[case.subject],
             style_adapter=spec.adapter_digests[case.style],
             prompt=case.prompt,
@@ -289,6 +324,17 @@ def spread(pairs: Sequence[tuple[str, str]], limit: int | None) -> list[int]:
             )
         )
     return sorted(chosen)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names in one line, the first ten and how many there are.
+
+    >>> listed(["a", "b"])
+    'a, b'
+    """
+    names = list(names)
+    more = f", ... ({len(names)} in all)" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Runs a suite: plans jobs, skips the finished ones, merges, draws, saves, and keeps what it cost."""
+"""Runs a suite: skips finished jobs, merges, draws, saves, and keeps what each job cost."""
 
 import datetime
 import importlib.metadata
@@ -10,49 +10,36 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from baselines.adapter import AdapterError, LoraAdapter
+import torch
 from baselines.formats import load_adapter, save_adapter
-from baselines.merging_loss import PairTask
 from baselines.registry import MergeMethod, parse_method
+from PIL import Image
+
+from baselines.adapter import AdapterError, LoraAdapter
+from baselines.denoiser import Denoiser
+from baselines.merging_loss import PairTask
 from benchmark_data.suite import Concept, Suite
+from mars2 import __version__
 from mars2.executor import map_jobs
 from mars2.files import file_digest, read_image, write_image
-from mars2.job import Job, MethodSpec, PlannedCase, RunError, RunSpec, method_label, plan, spread
+from mars2.job import (
+    Choices,
+    Job,
+    MethodSpec,
+    PlannedCase,
+    RunError,
+    RunSpec,
+    method_label,
+    plan,
+    spread,
+)
 from mars2.memory import PeakMemory
-from mars2.pipelines import Pipeline, model_revision
+from mars2.pipelines import Pipeline, find_model, model_revision
+from mars2.references import reference_paths
 from mars2.store import Cost, RunStore
 
 CONTROLS = ("base", "subject_only", "style_only")
 DEFAULT_METHODS = ("direct_sum", "average", "ziplora", "lorarar")
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What the user chose; None and empty leave it to the suite.
-
-    Attributes:
-        split: Split whose cases are run.
-        methods: As on the command line, such as "ziplora:steps=100".
-        controls: Whether the three controls are run too.
-        model: Folder or hub id of the base model.
-        dtype: "float32", "float16" or "bfloat16"; None: float32 on the CPU, else float16.
-        device: "auto" or a torch device.
-        adapters: Folder of CONCEPT.safetensors.
-        seeds: The same for every case.
-        steps: Denoising steps.
-        limit: Number of pairs.
-    """
-
-    split: str = "test"
-    methods: Sequence[str] = ()
-    controls: bool = True
-    model: str | None = None
-    dtype: str | None = None
-    device: str = "auto"
-    adapters: Path | None = None
-    seeds: tuple[int, ...] = ()
-    steps: int | None = None
-    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,15 +74,13 @@ def prepare(suite_name: str, suite: Suite, choices: Choices) -> Plan:
     )
     methods = resolve_methods(choices.methods or DEFAULT_METHODS, suite, controls=choices.controls)
     device = find_device(choices.device)
-    concepts = {
-        concept.id: concept for case in cases for concept in (case.subject, case.style)
-    }
+    concepts = {concept.id: concept for case in cases for concept in (case.subject, case.style)}
     adapters = choices.adapters or suite.adapters
     if adapters is None:
         raise RunError(f"suite {suite.name} ships no adapters: give their folder with --adapters")
     seeds = choices.seeds or _suite_seeds(suite, choices.split)
     generation = suite.generation
-    model = choices.model or str(suite.models.base)
+    model = choices.model or suite.models.base
     spec = RunSpec(
         suite=suite_name,
         suite_revision=suite.revision,
@@ -166,9 +151,7 @@ def unfinished(store: RunStore, jobs: Sequence[Job]) -> list[Job]:
         job
         for job in jobs
         if job.id not in costed
-        or not all(
-            store.image_path(job.method, job.case_id, seed).is_file() for seed in job.seeds
-        )
+        or not all(store.image_path(job.method, job.case_id, seed).is_file() for seed in job.seeds)
     ]
 
 
@@ -202,6 +185,7 @@ class _Worker:
         self, run_plan: Plan, store: RunStore, pipeline: Pipeline, batch_size: int, save: bool
     ) -> None:
         self.plan = run_plan
+        self.options = {method.label: method.resolved for method in run_plan.spec.methods}
         self.store = store
         self.pipeline = pipeline
         self.batch_size = batch_size
@@ -229,7 +213,7 @@ class _Worker:
         memory = PeakMemory(self.plan.spec.device)
         memory.reset()
         start = time.perf_counter()
-        merged = method(adapters, task=task, **job.options)
+        merged = method(adapters, task=task, **self.options[job.method])
         merge_peak = memory.peak()  # waits for the GPU
         merged_at = time.perf_counter()
         merged.check_finite()
@@ -259,31 +243,29 @@ class _Worker:
     def _task(self, subject: Concept, style: Concept) -> PairTask:
         return PairTask(
             denoiser=self.pipeline.denoiser(),
-            subject_images=[read_image(path) for path in reference_paths(subject)],
+            subject_images=self._images(subject),
             subject_prompt=subject.prompt,
-            style_images=[read_image(path) for path in reference_paths(style)],
+            style_images=self._images(style),
             style_prompt=style.prompt,
         )
 
+    def _images(self, concept: Concept) -> list[Image.Image]:
+        return [read_image(path) for path in reference_paths(concept, self.plan.suite.name)]
 
-def reference_paths(concept: Concept) -> list[Path]:
-    """Return the files of a concept's reference images.
+
+def load_denoiser(suite: Suite, model: str | None, *, dtype: str | None, device: str) -> Denoiser:
+    """Return a base model to train on; None: the suite's, and float32 on a CPU, else bfloat16.
 
     Raises:
-        RunError: One is not there.
+        RunError: There is no such model or device.
     """
-    paths = [reference.path for reference in concept.references]
-    missing = [
-        reference.file
-        for reference, path in zip(concept.references, paths, strict=True)
-        if path is None or not path.is_file()
-    ]
-    if missing:
-        raise RunError(
-            f"reference images of {concept.role} {concept.id} are missing: {', '.join(missing)}; "
-            "get them with `mars2 data fetch SUITE`"
-        )
-    return [path for path in paths if path is not None]
+    place = find_device(device)
+    return Denoiser.load(
+        find_model(model or suite.models.base),
+        dtype=getattr(torch, dtype or ("float32" if place == "cpu" else "bfloat16")),
+        device=place,
+        resolution=suite.generation.resolution,
+    )
 
 
 def find_device(device: str) -> str:
@@ -292,8 +274,6 @@ def find_device(device: str) -> str:
     Raises:
         RunError: There is no such device here.
     """
-    import torch
-
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -309,7 +289,7 @@ def environment() -> dict[str, str]:
     """Return what a run was made with: versions, git revision, platform and time."""
     packages = ("torch", "diffusers", "transformers", "peft", "numpy", "pillow")
     return {
-        "mars2": importlib.metadata.version("mars2"),
+        "mars2": __version__,
         **{name: importlib.metadata.version(name) for name in packages},
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -350,4 +330,3 @@ def _adapter_digest(folder: Path, concept: Concept, suite_name: str) -> str:
     adapter = load_adapter(path, name=concept.id)
     adapter.check_finite()
     return adapter.digest()
-

@@ -181,36 +181,29 @@ class RunStore:
         self._costs = JsonLines(folder / "costs.jsonl")
 
     @classmethod
-    def create(cls, folder: Path, spec: RunSpec | ImagesSpec) -> "RunStore":
+    def create(cls, folder: Path, spec: RunSpec | ImagesSpec, *, write: bool = True) -> "RunStore":
         """Return the store of a new run, or of the same run to go on with.
 
         An existing run may get further methods; a folder of images is looked through anew.
 
+        Args:
+            folder: Where it lies, or will.
+            spec: What is to be run, or which images are to be scored.
+            write: False: only check, and leave the disk as it is.
+
         Raises:
             RunError: The folder holds a run that differs, or files of something else.
         """
-        if isinstance(spec, ImagesSpec):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / IMAGES_FILE, spec.to_json())
-            return cls(folder, spec)
-        path = folder / RUN_FILE
-        if not path.exists():
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        name = RUN_FILE if isinstance(spec, RunSpec) else IMAGES_FILE
+        if isinstance(spec, RunSpec):
+            if (folder / RUN_FILE).exists():
+                spec = _continued(folder, spec)
+            elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise RunError(f"{folder} exists and is no run folder; choose another --out")
+        if write:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, spec.to_json())
-            return cls(folder, spec)
-        there = _read_run(path)
-        differences = there.differences(spec)
-        if differences:
-            raise RunError(
-                f"{folder} holds another run ({'; '.join(differences)}); "
-                "choose another --out, or run with the same settings"
-            )
-        merged = there.with_methods_of(spec)
-        if merged != there:
-            write_json(path, merged.to_json())
-        return cls(folder, merged)
+            write_json(folder / name, spec.to_json())
+        return cls(folder, spec)
 
     @classmethod
     def open(cls, folder: Path) -> "RunStore":
@@ -298,6 +291,18 @@ class RunStore:
             last.pop(line["job"], None)
             last[line["job"]] = Cost(**line)
         return list(last.values())
+
+
+def _continued(folder: Path, spec: RunSpec) -> RunSpec:
+    """Return the run in a folder with the methods of `spec` added."""
+    there = _read_run(folder / RUN_FILE)
+    differences = there.differences(spec)
+    if differences:
+        raise RunError(
+            f"{folder} holds another run ({'; '.join(differences)}); "
+            "choose another --out, or run with the same settings"
+        )
+    return there.with_methods_of(spec)
 
 
 def _read_run(path: Path) -> RunSpec:

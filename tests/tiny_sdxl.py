@@ -1,8 +1,8 @@
 """Builds a random SDXL pipeline of small width in diffusers' folder layout, for tests.
 
-The classes and the layout are SDXL's own: three UNet levels, attention in the two lower ones (widths
-32 and 64, as 640 and 1280 in SDXL), two text encoders, a KL autoencoder. The weights are drawn from
-a seeded generator, so that the same bytes come out on every call.
+The classes and the layout are SDXL's own: three UNet levels, attention in the two lower ones
+(widths 32 and 64, as 640 and 1280 in SDXL), two text encoders, a KL autoencoder. The weights are
+drawn from a seeded generator, so that the same bytes come out on every call.
 """
 
 from pathlib import Path

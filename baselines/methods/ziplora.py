@@ -7,18 +7,15 @@ mkshing/ziplora-pytorch (the paper does not say); 100 steps of AdamW with rate 0
 are the paper's. The merge is a normal low-rank adapter, whose rank is the sum of the two.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta
+from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta, check_same_layers
 from baselines.merging_loss import (
     PairTask,
     Regularizer,
-    check_same_layers,
     draw_batch,
     encode_concept,
     merge_with_coefficients,
@@ -60,18 +57,17 @@ def ziplora(
 
     Raises:
         AdapterError: If there are not two adapters, they do not fit together or to the base
-            model, or the loss stops being finite.
-        ValueError: If an option is out of range.
+            model, an option is out of range, or the loss stops being finite.
     """
     if len(adapters) != 2:
-        raise AdapterError(f"ziplora merges a subject and a style, but got {len(adapters)} adapters")
+        raise AdapterError(f"ziplora merges a subject and a style, not {len(adapters)} adapters")
     for name, value in (("steps", steps), ("lr", lr), ("batch_size", batch_size)):
         if not value > 0:
-            raise ValueError(f"{name} is {value}: it must be positive")
+            raise AdapterError(f"ziplora: {name} is {value}: it must be positive")
     denoiser = task.denoiser
     home = next(iter(adapters[0].deltas.values())).down.device
     subject, style = (adapter.to(device=denoiser.device) for adapter in adapters)
-    check_same_layers(subject, style)
+    check_same_layers([subject, style])
 
     coefficients = {
         layer: (_start(delta, init), _start(delta, init)) for layer, delta in subject.deltas.items()

@@ -21,6 +21,7 @@ from mars2.cli.options import (
     parse_dtype,
     parse_seeds,
 )
+from mars2.job import Choices
 
 
 def run(
@@ -68,8 +69,6 @@ def run(
     dino: Dino = None,
 ) -> None:
     """Merge each subject with each style by several methods, generate, score and report."""
-    from mars2.run import Choices
-
     choices = Choices(
         split=split,
         methods=tuple(method or ()),
@@ -93,11 +92,8 @@ def run(
         clip=clip,
         dino=dino,
         device=device,
-        batch_size=batch_size,
     )
-    store = work.generate(
-        suite, choices, out, batch_size=batch_size, save_adapters=save_adapters
-    )
+    store = work.generate(suite, choices, out, batch_size=batch_size, save_adapters=save_adapters)
     if score:
         work.score(store, scoring)
         work.report(store)

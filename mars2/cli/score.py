@@ -1,4 +1,4 @@
-"""`mars2 score`: score a run or any folder of images. `mars2 report`: put scores together again."""
+"""`mars2 score`: score a run or a folder of images. `mars2 report`: put scores together again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +16,7 @@ from mars2.cli.options import (
     Metrics,
     Prompts,
 )
+from mars2.store import RunStore
 
 
 def score(
@@ -44,8 +45,10 @@ def score(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the results, for images that are no run.  "
-                     "[default: FOLDER/mars2-scores]"),
+        typer.Option(
+            help="Folder of the results, for images that are no run.  "
+            "[default: FOLDER/mars2-scores]"
+        ),
     ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Score what is there though images are missing.")
@@ -57,7 +60,7 @@ def score(
     clip: Clip = None,
     dino: Dino = None,
     device: Device = "auto",
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = 32,
 ) -> None:
     """Score images with MARS2, CLIP and DINO; only what has no score yet."""
     scoring = work.Scoring(
@@ -81,13 +84,11 @@ def score(
         partial=partial,
     )
     work.score(store, scoring, partial=partial)
-    work.report(store)
+    work.report(store, suite)
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder, or a folder of scored images.")],
 ) -> None:
     """Put the scores of a folder together again: table, scores.json, report.html, grid.png."""
-    from mars2.store import RunStore
-
     work.report(RunStore.open(folder))

@@ -72,7 +72,7 @@ def test_conditioning_selects_joins_and_zeroes_rows(tiny_denoiser: Denoiser):
 
 def test_latents_are_the_scaled_mode(pipe: StableDiffusionXLPipeline, random_image: Callable):
     image = random_image(0)
-    pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None] / 127.5 - 1
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
         expected = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
     latents = Denoiser(pipe, resolution=16).encode_images([image, image])
@@ -107,7 +107,7 @@ def test_tiny_autoencoder(pipe: StableDiffusionXLPipeline, random_image: Callabl
         scaling_factor=3.0,
     )
     image = random_image(2)
-    pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None] / 127.5 - 1
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
         expected = 3.0 * pipe.vae.encode(pixels).latents
     latents = Denoiser(pipe, resolution=16).encode_images([image])

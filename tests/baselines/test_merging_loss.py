@@ -67,8 +67,12 @@ def test_merge_equals_the_dense_formula(pair: tuple[LoraAdapter, LoraAdapter]):
 
 
 def test_merge_by_hand():
-    subject = LoraAdapter({"x": LowRankDelta(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 1.0]]))})
-    style = LoraAdapter({"x": LowRankDelta(torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0, 4.0]]))})
+    subject = LoraAdapter(
+        {"x": LowRankDelta(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 1.0]]))}
+    )
+    style = LoraAdapter(
+        {"x": LowRankDelta(torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0, 4.0]]))}
+    )
     merged = merge_with_coefficients(
         subject, style, {"x": (torch.tensor([3.0, 0.0]), torch.tensor([9.0, 0.5]))}
     )
@@ -83,12 +87,12 @@ def test_refuses_what_does_not_fit(pair: tuple[LoraAdapter, LoraAdapter]):
     with pytest.raises(AdapterError, match=r"coefficients of shape \(3,\)"):
         merge_with_coefficients(subject, style, {first: (torch.ones(3), torch.ones(3))})
     fewer = LoraAdapter({name: delta for name, delta in style.deltas.items() if name != first})
-    with pytest.raises(AdapterError, match=f"style adapter lacks layer '{first}'"):
+    with pytest.raises(AdapterError, match=f"random-10 updates {first}"):
         merge_with_coefficients(subject, fewer, {})
-    with pytest.raises(AdapterError, match=f"subject adapter lacks layer '{first}'"):
+    with pytest.raises(AdapterError, match=f"random-10 updates {first}"):
         merge_with_coefficients(fewer, subject, {})
     other = LoraAdapter({**style.deltas, first: LowRankDelta(torch.ones(7, 1), torch.ones(1, 7))})
-    with pytest.raises(AdapterError, match=r"\(7, 7\) in the style"):
+    with pytest.raises(AdapterError, match=r"but \(7, 7\) in adapter"):
         merge_with_coefficients(subject, other, {})
 
 
@@ -135,9 +139,7 @@ def predict_dense(batch: TaskBatch, rows: slice, weights: dict[str, Tensor]) -> 
         return fused.predict(batch.noisy[rows], batch.timesteps[rows], conditioning)
 
 
-def test_loss_equals_four_dense_forwards(
-    batch: TaskBatch, pair: tuple[LoraAdapter, LoraAdapter]
-):
+def test_loss_equals_four_dense_forwards(batch: TaskBatch, pair: tuple[LoraAdapter, LoraAdapter]):
     subject, style = pair
     coefficients = draw_coefficients(subject, 1, torch.float64)
     loss = merging_loss(batch, subject, style, coefficients, weight=0.25, default=0.5)

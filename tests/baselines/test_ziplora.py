@@ -46,12 +46,12 @@ def recovered(
 
 
 def test_lowers_the_loss_on_draws_it_has_not_seen(task: PairTask, pair: list[LoraAdapter]):
-    merged = ziplora(pair, task, seed=0, steps=60, lr=0.02, batch_size=2)
+    merged = ziplora(pair, task, seed=0, steps=30, lr=0.03, batch_size=2)
     batch = draw_batch(
         task.denoiser,
         encode_concept(task.denoiser, task.subject_images, task.subject_prompt),
         encode_concept(task.denoiser, task.style_images, task.style_prompt),
-        16,
+        8,
         torch.Generator().manual_seed(99),
     )
     ones = {
@@ -61,8 +61,7 @@ def test_lowers_the_loss_on_draws_it_has_not_seen(task: PairTask, pair: list[Lor
     with torch.no_grad():
         before = merging_loss(batch, *pair, ones)
         after = merging_loss(batch, *pair, recovered(merged, pair))
-    assert after.total < 0.8 * before.total
-    assert after.subject + after.style < before.subject + before.style
+    assert after.subject + after.style < 0.8 * (before.subject + before.style)
     assert after.regularizer < before.regularizer
 
 
@@ -96,7 +95,7 @@ def test_the_seed_decides(task: PairTask, pair: list[LoraAdapter]):
 def test_is_registered_with_its_options(task: PairTask, pair: list[LoraAdapter]):
     method = METHODS.get("ziplora")
     assert method.kind == "fit"
-    assert method.resolve({"steps": "7", "regularizer": "abs_dot"}) | {} == {
+    assert method.resolve({"steps": "7", "regularizer": "abs_dot"}) == {
         "steps": 7,
         "lr": 0.01,
         "weight_decay": 1e-4,
@@ -111,9 +110,9 @@ def test_is_registered_with_its_options(task: PairTask, pair: list[LoraAdapter])
 
 
 def test_refuses_what_it_cannot_merge(task: PairTask, pair: list[LoraAdapter]):
-    with pytest.raises(AdapterError, match="got 3 adapters"):
+    with pytest.raises(AdapterError, match="not 3 adapters"):
         ziplora([*pair, pair[0]], task, seed=0)
-    with pytest.raises(ValueError, match="steps is 0"):
+    with pytest.raises(AdapterError, match="steps is 0"):
         ziplora(pair, task, seed=0, steps=0)
     with pytest.raises(AdapterError, match="lower lr"):
         ziplora(pair, task, seed=0, steps=4, lr=1e30)

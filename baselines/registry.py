@@ -1,0 +1,390 @@
+"""Merge methods by name: the decorators that register them, and their options from signatures.
+
+A method is a function. What stands after ``*`` in its signature, annotated and with a default, is
+an option of the method everywhere; anything else is refused when the function is decorated.
+
+    @layer_method("halves")
+    def halves(deltas: Sequence[LowRankDelta], *, weight: float = 0.5) -> LowRankDelta:
+        return weight * (deltas[0] + deltas[1])
+"""
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Generic, Literal, TypeVar
+
+from baselines.adapter import LoraAdapter, LowRankDelta, check_same_layers
+from baselines.merging_loss import PairTask
+from baselines.options import Parameter, PluginError, read_parameters
+from baselines.training import generator_for
+
+__all__ = [
+    "METHODS",
+    "MergeMethod",
+    "Parameter",
+    "PluginError",
+    "Registry",
+    "adapter_method",
+    "fit_method",
+    "layer_method",
+    "parse_method",
+]
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+Kind = Literal["layer", "adapter", "fit"]
+
+ENTRY_POINTS = "mars2.merge_methods"
+"""Entry-point group in which installed packages announce modules that register methods."""
+_POSITIONAL: Mapping[Kind, int] = {"layer": 1, "adapter": 1, "fit": 2}
+_SUPPLIED: Mapping[Kind, tuple[str, ...]] = {
+    "layer": ("rng",),
+    "adapter": ("seed",),
+    "fit": ("seed",),
+}
+_FILE_METHOD = re.compile(r"(?P<file>[^:=,]+\.py)(?::(?P<method>.*))?", re.DOTALL)
+
+
+class Registry(Generic[T]):
+    """Things by name, in the order of registration; a name is never given twice."""
+
+    def __init__(self, kind: str, *, entry_points: str | None = None) -> None:
+        """Make an empty registry.
+
+        Args:
+            kind: What it holds, in the singular, for messages: "method".
+            entry_points: Group of entry points that is loaded when a name is not found, and before
+                all names are listed.
+        """
+        self._kind = kind
+        self._entry_points = entry_points
+        self._loaded: set[str] = set()
+        self._values: dict[str, T] = {}
+
+    def register(self, name: str, value: T) -> None:
+        """Add a thing.
+
+        Raises:
+            PluginError: If the name is taken or cannot be written on a command line.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
+            raise PluginError(
+                f"{name!r} cannot name a {self._kind}: use letters, digits and any of _ . + -"
+            )
+        if name in self._values:
+            raise PluginError(f"there is a {self._kind} {name!r} already: choose another name")
+        self._values[name] = value
+
+    def unregister(self, name: str) -> None:
+        """Remove a thing; a name that is not there is ignored."""
+        self._values.pop(name, None)
+
+    def get(self, name: str) -> T:
+        """The thing of that name.
+
+        Raises:
+            PluginError: If there is none, naming the nearest; or if a plugin cannot be loaded.
+        """
+        if name not in self._values and self._entry_points is not None:
+            self.load_entry_points(self._entry_points)
+        if name not in self._values:
+            near = get_close_matches(name, self._values, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise PluginError(
+                f"there is no {self._kind} {name!r}; {hint}there are: "
+                f"{', '.join(self._values) or 'none'}"
+            )
+        return self._values[name]
+
+    def names(self) -> tuple[str, ...]:
+        """All names in the order of registration, those of installed plugins last.
+
+        Raises:
+            PluginError: If a plugin cannot be loaded.
+        """
+        if self._entry_points is not None:
+            self.load_entry_points(self._entry_points)
+        return tuple(self._values)
+
+    def load_entry_points(self, group: str) -> None:
+        """Import the modules that installed packages announce in ``group``, once.
+
+        Raises:
+            PluginError: If one cannot be imported.
+        """
+        if group in self._loaded:
+            return
+        modules = {entry.value: entry for entry in importlib.metadata.entry_points(group=group)}
+        for module in sorted(modules):
+            try:
+                modules[module].load()
+            except (ImportError, PluginError) as error:
+                raise PluginError(
+                    f"plugin {module} (entry-point group {group}) cannot be loaded: {error}"
+                ) from error
+        self._loaded.add(group)
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """A registered merge method; call it with adapters, for the benchmark ``[subject, style]``."""
+
+    name: str
+    """What it is registered under."""
+    paper: str | None
+    """URL of the paper that describes the algorithm."""
+    kind: Kind
+    """"layer": layer by layer; "adapter": all layers at once; "fit": optimises for the pair."""
+    parameters: Mapping[str, Parameter]
+    """Its options, in the order of the signature."""
+    source: str
+    """The sha256 (64 hex) of the file it is defined in; "" if it is in none."""
+    function: Callable[..., Any] = field(repr=False)
+    """As decorated."""
+    supplied: frozenset[str] = field(default=frozenset(), repr=False)
+    """Which of ``rng`` and ``seed`` the function asks for."""
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+    def __call__(
+        self,
+        adapters: Sequence[LoraAdapter],
+        *,
+        seed: int = 0,
+        task: PairTask | None = None,
+        **options: Any,
+    ) -> LoraAdapter:
+        """Merge adapters, in their order; the result is float32 or float64.
+
+        Args:
+            adapters: At least one; a layer method needs the same layers in all of them.
+            seed: Of methods that draw random numbers. A layer method gets a generator for each
+                layer, from the seed and the layer's name, so that their order does not matter.
+            task: What a "fit" method optimises on; other methods do not see it.
+            **options: As ``resolve`` takes them.
+
+        Raises:
+            PluginError: For wrong options, a missing task, or a method that returns something else
+                than a merge.
+            AdapterError: If the adapters do not fit together.
+        """
+        resolved = self.resolve(options)
+        if not adapters:
+            raise PluginError(f"method {self.name!r} was given no adapter to merge")
+        inputs = [adapter.full_precision() for adapter in adapters]
+        if self.kind == "layer":
+            merged = self._merge_layers(inputs, seed, resolved)
+        else:
+            given: list[Any] = [inputs]
+            if self.kind == "fit":
+                if task is None:
+                    raise PluginError(
+                        f"method {self.name!r} optimises for a pair: it needs the base model and "
+                        "reference images (a task)"
+                    )
+                given.append(task)
+            supplied = {"seed": seed} if "seed" in self.supplied else {}
+            merged = self.function(*given, **supplied, **resolved)
+            if not isinstance(merged, LoraAdapter):
+                raise PluginError(
+                    f"method {self.name!r} returned a {type(merged).__name__}, not a LoraAdapter"
+                )
+        merged = merged.full_precision()
+        origin = {
+            "method": self.name,
+            "method_options": ",".join(f"{key}={value}" for key, value in resolved.items()),
+            "merged_from": ", ".join(adapter.name for adapter in adapters),
+        }
+        return replace(
+            merged, name=merged.name or self.name, metadata={**merged.metadata, **origin}
+        )
+
+    def _merge_layers(
+        self, adapters: Sequence[LoraAdapter], seed: int, options: Mapping[str, Any]
+    ) -> LoraAdapter:
+        check_same_layers(adapters)
+        merged = {}
+        for layer, first in adapters[0].deltas.items():
+            supplied = {"rng": generator_for(seed, layer)} if "rng" in self.supplied else {}
+            deltas = [adapter.deltas[layer] for adapter in adapters]
+            delta = self.function(deltas, **supplied, **options)
+            if not isinstance(delta, LowRankDelta) or delta.shape != first.shape:
+                what = f"shape {delta.shape}" if isinstance(delta, LowRankDelta) else type(delta)
+                raise PluginError(
+                    f"method {self.name!r} returned {what} for layer {layer!r}, not a LowRankDelta "
+                    f"of shape {first.shape}"
+                )
+            merged[layer] = delta
+        return LoraAdapter(merged)
+
+    def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All options with the values to be used: those given, parsed and checked, and defaults.
+
+        Text is read by the option's annotation, as from a command line.
+
+        Raises:
+            PluginError: For an unknown option, naming the nearest, or a value of the wrong type.
+        """
+        given = self.parse(options)
+        return {name: given.get(name, option.default) for name, option in self.parameters.items()}
+
+    def parse(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """As ``resolve``, but only the options given, in their order."""
+        for name in options:
+            if name not in self.parameters:
+                near = get_close_matches(name, self.parameters, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise PluginError(
+                    f"method {self.name!r} has no option {name!r}; {hint}it has: "
+                    f"{', '.join(self.parameters) or 'none'}"
+                )
+        return {
+            name: self.parameters[name].parse(value, self.name) for name, value in options.items()
+        }
+
+
+METHODS: Registry[MergeMethod] = Registry("method", entry_points=ENTRY_POINTS)
+"""All merge methods; installed plugins are found when they are looked up."""
+
+
+def layer_method(name: str, paper: str | None = None) -> Callable[[F], F]:
+    """Register a function that merges one layer: ``f(deltas, *, options) -> LowRankDelta``.
+
+    It may ask for ``rng: torch.Generator`` (on the CPU) after the ``*``.
+
+    Raises:
+        PluginError: If the name is taken or the signature has anything else.
+    """
+    return _decorator(name, paper, "layer")
+
+
+def adapter_method(name: str, paper: str | None = None) -> Callable[[F], F]:
+    """Register a function of all layers: ``f(adapters, *, options) -> LoraAdapter``.
+
+    It may ask for ``seed: int`` after the ``*``.
+
+    Raises:
+        PluginError: If the name is taken or the signature has anything else.
+    """
+    return _decorator(name, paper, "adapter")
+
+
+def fit_method(name: str, paper: str | None = None) -> Callable[[F], F]:
+    """Register a function that optimises: ``f(adapters, task, *, options) -> LoraAdapter``.
+
+    ``task`` is a ``PairTask``. It may ask for ``seed: int`` after the ``*``.
+
+    Raises:
+        PluginError: If the name is taken or the signature has anything else.
+    """
+    return _decorator(name, paper, "fit")
+
+
+def _decorator(name: str, paper: str | None, kind: Kind) -> Callable[[F], F]:
+    def register(function: F) -> F:
+        parameters, supplied = read_parameters(
+            name, function, positional=_POSITIONAL[kind], supplied=_SUPPLIED[kind]
+        )
+        path = Path(function.__code__.co_filename)
+        source = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        try:
+            METHODS.register(
+                name,
+                MergeMethod(
+                    name, paper, kind, MappingProxyType(parameters), source, function, supplied
+                ),
+            )
+        except PluginError as error:
+            raise PluginError(f"{path}: {error}") from error
+        return function
+
+    return register
+
+
+def parse_method(text: str) -> tuple[MergeMethod, dict[str, Any]]:
+    """A method and the options passed, from text; the options are parsed, none is filled in.
+
+    ``NAME``, ``NAME:OPTION=VALUE,OPTION=VALUE``, or the same after a file: ``./mine.py:NAME``,
+    whose methods are registered under their names.
+
+    Raises:
+        PluginError: For an unknown method or option, a wrong value, or a file that cannot be used.
+    """
+    rest = text
+    match = _FILE_METHOD.fullmatch(text)
+    if match:
+        rest = match["method"] or ""
+    name, _, option_text = rest.partition(":")
+    method = _from_file(Path(match["file"]), name) if match else METHODS.get(name)
+    options: dict[str, str] = {}
+    for part in option_text.split(",") if option_text else []:
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise PluginError(
+                f"method {text!r}: {part!r} is no option; write NAME:OPTION=VALUE,OPTION=VALUE"
+            )
+        if key in options:
+            raise PluginError(f"method {text!r}: option {key!r} is given twice")
+        options[key] = value.strip()
+    return method, method.parse(options)
+
+
+_FILES: dict[Path, tuple[str, tuple[str, ...]]] = {}
+"""User's file -> digest of what was loaded, and the methods it registered."""
+
+
+def _from_file(path: Path, name: str) -> MergeMethod:
+    """Load a user's file, unless its content is loaded already, and look a method up in it."""
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise PluginError(f"{path}: no such file")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if _FILES.get(path, ("",))[0] != digest:
+        _FILES[path] = (digest, _load_file(path, digest))
+    registered = _FILES[path][1]
+    if name not in registered:
+        near = get_close_matches(name, registered, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise PluginError(
+            f"{path} registers no method {name!r}; {hint}it registers: "
+            f"{', '.join(registered) or 'none'}"
+        )
+    return METHODS.get(name)
+
+
+def _load_file(path: Path, digest: str) -> tuple[str, ...]:
+    """Import a file under a name of its own; what it registers replaces its older version's."""
+    for old in _FILES.pop(path, ("", ()))[1]:
+        METHODS.unregister(old)
+    before = METHODS.names()
+    module_name = f"_merge_methods_{path.stem}_{digest[:12]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and annotations look their module up
+    complete = False
+    try:
+        spec.loader.exec_module(module)
+        complete = True
+    except (ImportError, SyntaxError) as error:
+        raise PluginError(f"{path} cannot be imported: {error}") from error
+    finally:
+        registered = tuple(name for name in METHODS.names() if name not in before)
+        if not complete:
+            del sys.modules[module_name]
+            for name in registered:
+                METHODS.unregister(name)
+    return registered

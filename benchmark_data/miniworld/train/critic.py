@@ -1,0 +1,70 @@
+"""Stage `critic`: a small LLaVA-OneVision model that says whether subjects, or styles, agree."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor
+
+from benchmark_data.miniworld.train.common import (
+    load_state,
+    log,
+    replace_folder,
+    save_state,
+    write_json,
+)
+from benchmark_data.miniworld.train.critic_measure import measure
+from benchmark_data.miniworld.train.critic_model import build_tokenizer, save_critic
+from benchmark_data.miniworld.train.critic_phases import SMOKE, Critic, Pictures, Scale
+from benchmark_data.miniworld.train.critic_questions import question, style_name
+from benchmark_data.miniworld.train.degrade import autoencoded
+from benchmark_data.miniworld.train.drawings import Bank, load_bank
+
+
+def load_decoded(bank: Bank, vae: Path, work: Path, seed: int) -> Tensor | None:
+    """The bank's images through the autoencoder, drawn once; None if there is no autoencoder."""
+    path = work / f"critic-decoded-{seed}-{len(bank.kinds)}.safetensors"
+    if not path.exists():
+        if not vae.exists():
+            log.info("critic: no autoencoder in %s, so only drawings are learnt from", vae)
+            return None
+        generator = torch.Generator().manual_seed(seed)
+        model = AutoencoderTiny.from_pretrained(vae, dtype=torch.float32)
+        save_state(path, {"pixels": autoencoded(model, bank.pixels, generator)}, {})
+        log.info("critic: all drawings went through the autoencoder")
+    return load_state(path)[0]["pixels"]
+
+
+def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> None:
+    """Train the critic, save it to `out/critic` (first when it begins to answer), and measure it.
+
+    ``steps``, if given, are shared among the phases in the usual proportion.
+    """
+    torch.set_num_threads(1)
+    scale = SMOKE if smoke else Scale()
+    if steps is not None:
+        share = steps / (scale.seeing + scale.comparing + scale.answering)
+        names = ("seeing", "comparing", "answering")
+        scale = replace(scale, **{n: max(1, round(getattr(scale, n) * share)) for n in names})
+    bank = load_bank(work, groups=scale.groups, seed=seed)
+    pictures = Pictures(bank, None)
+    critic = Critic(pictures, scale, work, seed)
+    critic.see()
+    pictures.decoded = load_decoded(bank, out / "sdxl" / "vae", work, seed)
+    critic.compare()
+    rng = np.random.default_rng(seed)
+    texts = [question("")] * 200 + [question(style_name(rng)) for _ in range(400)]
+    tokenizer = build_tokenizer(texts)
+
+    def save() -> None:
+        replace_folder(out / "critic", lambda folder: save_critic(critic.model, tokenizer, folder))
+
+    critic.answer(tokenizer, save)
+    save()
+    results = measure(
+        out / "critic", groups=2 if smoke else 100, seed=seed, pairs=20 if smoke else 600
+    )
+    write_json(out / "critic" / "metrics.json", results)
+    log.info("critic: %s", results["held out"])

@@ -1,0 +1,149 @@
+"""How good the critic is: on new drawings of the training's kind, and on held-out ones."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
+
+from benchmark_data.miniworld.train.critic_model import (
+    ANSWERS,
+    Layout,
+    image_features,
+    image_tokens,
+)
+from benchmark_data.miniworld.train.critic_questions import ask, question, style_name
+from benchmark_data.miniworld.train.degrade import degrade
+from benchmark_data.miniworld.train.drawings import (
+    LOOKS,
+    PHOTO_FAMILY,
+    Bank,
+    Pairs,
+    draw_groups,
+    make_bank,
+    style_pairs,
+    subject_pairs,
+)
+from benchmark_data.miniworld.world import FAMILIES, STYLES, Split
+
+Floats = NDArray[np.float64]
+_HELD_OUT = {LOOKS.index(s.look): s.phrase for s in STYLES.values() if s.split == "test"}
+
+
+class Reader:
+    """A saved critic, in float32, that reads pairs of a bank."""
+
+    def __init__(self, folder: Path) -> None:
+        model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        self.model = model.eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        ids = self.tokenizer.convert_tokens_to_ids(list(ANSWERS))
+        self.yes, self.no = ids[0::2], ids[1::2]
+
+    @torch.no_grad()
+    def p_yes(
+        self, first: Tensor, second: Tensor, styles: list[str], layout: Layout = "anyres"
+    ) -> Floats:
+        """Probability of yes against no, ``(n,)``, of images in [-1, 1] and style names."""
+        newline, parts = self.model.model.image_newline, []
+        for start in range(0, len(styles), 50):
+            rows = slice(start, start + 50)
+            pair = [
+                image_tokens(image_features(self.model, images[rows]), newline, layout)
+                for images in (first, second)
+            ]
+            prompts = [question(style) for style in styles[rows]]
+            hidden, last = ask(self.model, self.tokenizer, prompts, *pair)
+            logits = self.model.lm_head(hidden[torch.arange(len(last)), last])
+            yes, no = logits[:, self.yes].logsumexp(1), logits[:, self.no].logsumexp(1)
+            parts.append(torch.sigmoid(yes - no))
+        return torch.cat(parts).double().numpy()
+
+
+def _share(chosen: NDArray[np.bool_]) -> float | None:
+    return round(float(chosen.mean()), 4) if len(chosen) else None
+
+
+def _balanced(right: NDArray[np.bool_], answers: NDArray[np.bool_]) -> float | None:
+    yes, no = _share(right[answers]), _share(right[~answers])
+    return None if yes is None or no is None else round((yes + no) / 2, 4)
+
+
+def _figures(p: Floats, answers: NDArray[np.bool_], hard: NDArray[np.bool_]) -> dict[str, object]:
+    """Accuracies at one half and the expected calibration error of ten equal bins."""
+    right = (p > 0.5) == answers
+    bins = np.minimum((p * 10).astype(int), 9)
+    error = sum(
+        abs(p[bins == b].mean() - answers[bins == b].mean()) * (bins == b).mean()
+        for b in np.unique(bins)
+    )
+    return {
+        "n": len(p),
+        "balanced_accuracy": _balanced(right, answers),
+        "yes": _share(right[answers]),
+        "no": _share(right[~answers]),
+        "no_hard": _share(right[hard]),
+        "no_easy": _share(right[~answers & ~hard]),
+        "ece": round(float(error), 4),
+    }
+
+
+def _take(pairs: Pairs, rows: NDArray[np.int64]) -> Pairs:
+    return Pairs(pairs.references[rows], pairs.tests[rows], pairs.answers[rows], pairs.hard[rows])
+
+
+def _held_out_styles(bank: Bank, count: int, rng: np.random.Generator) -> Pairs:
+    """Style pairs whose reference is in a held-out style."""
+    pairs = style_pairs(bank, 4 * count, rng)
+    held_out = np.isin(bank.looks[pairs.references], list(_HELD_OUT))
+    return _take(pairs, np.flatnonzero(held_out)[:count])
+
+
+def measure(folder: Path, *, groups: int, seed: int, pairs: int = 600) -> dict[str, object]:
+    """Accuracy and calibration of the critic in a folder.
+
+    "seen" are new things and looks of the training's kind, "held out" the test split's subjects and
+    styles (a near miss of a style is another setting of its family). "degraded" tests are blurred,
+    bent, noisy and off in colour.
+    """
+    reader, results = Reader(folder), dict[str, object]()
+    splits: tuple[tuple[str, Split], ...] = (("seen", "train"), ("held out", "test"))
+    for title, split in splits:
+        bank = make_bank(draw_groups(10**6, groups, seed=seed, split=split)[0])
+        rng = np.random.default_rng((seed, 9))
+        subject = subject_pairs(bank, pairs, rng)
+        style = (
+            style_pairs(bank, pairs, rng)
+            if split == "train"
+            else _held_out_styles(bank, pairs, rng)
+        )
+        figures: dict[str, object] = {}
+        for aspect, chosen in (("subject", subject), ("style", style)):
+            first = bank.pixels[chosen.references].float() / 127.5 - 1
+            second = bank.pixels[chosen.tests].float() / 127.5 - 1
+            generator = torch.Generator().manual_seed(seed)
+            names = [""] * len(chosen.tests)
+            if aspect == "style":
+                looks = bank.looks[chosen.references].tolist()
+                names = [_HELD_OUT.get(look) or style_name(rng) for look in looks]
+            p = reader.p_yes(first, second, names)
+            figures[aspect] = _figures(p, chosen.answers, chosen.hard)
+            figures[f"{aspect}, pad layout"] = _figures(
+                reader.p_yes(first, second, names, "pad"), chosen.answers, chosen.hard
+            )
+            damaged = reader.p_yes(first, degrade(second, generator), names)
+            figures[f"{aspect}, degraded"] = _figures(damaged, chosen.answers, chosen.hard)
+            photo = bank.families[chosen.tests] == PHOTO_FAMILY
+            if aspect == "style":
+                figures["style, photos refused"] = _share(p[photo] <= 0.5)
+            kinds = bank.families[chosen.tests if aspect == "subject" else chosen.references]
+            columns = (p, chosen.answers, chosen.hard)
+            figures[f"{aspect}, by family"] = {
+                FAMILIES[kind]: _figures(*(x[kinds == kind] for x in columns))
+                for kind in np.unique(kinds)
+                if len(np.unique(chosen.answers[kinds == kind])) == 2
+            }
+        results[title] = figures
+    return results

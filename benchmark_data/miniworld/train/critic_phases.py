@@ -1,0 +1,313 @@
+"""How the critic learns, in three phases.
+
+ Seeing: the vision tower and the projector name what is drawn, per picture and per
+cell, with heads that are thrown away. Comparing: sequences of a reference and other pictures; after
+each picture it is read off which attributes agree with the reference. Answering: the questions and
+the chat string that the judge uses, the answer's token and the end token.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
+
+from benchmark_data.miniworld.train.critic_model import (
+    END,
+    TEXT_WIDTH,
+    Layout,
+    build_model,
+    image_features,
+    image_tokens,
+)
+from benchmark_data.miniworld.train.critic_questions import ask, question, style_name
+from benchmark_data.miniworld.train.degrade import degrade, nothing
+from benchmark_data.miniworld.train.drawings import (
+    CELLS,
+    LOOKS,
+    UNUSED,
+    Bank,
+    Pairs,
+    style_pairs,
+    subject_pairs,
+)
+from benchmark_data.miniworld.train.loop import train_phase
+from benchmark_data.miniworld.world import (
+    CATEGORIES,
+    COLOURS,
+    FAMILIES,
+    MONOCHROME,
+    PATTERNS,
+)
+
+PAIRS = {"subject": subject_pairs, "style": style_pairs}
+MATCHES = 7  # category, body, accent, pattern, second, family, look
+_GREY = [FAMILIES.index(family) for family in MONOCHROME]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How long each phase lasts and how much it takes at a time."""
+
+    groups: int = 5000
+    seeing: int = 1500
+    comparing: int = 1100
+    answering: int = 1300
+    images: int = 96
+    sequences: int = 24
+    pairs: int = 32
+
+
+SMOKE = Scale(groups=12, seeing=6, comparing=5, answering=6, images=16, sequences=4, pairs=4)
+
+
+class Pictures:
+    """Hands out a bank's images as the network takes them, some of them damaged."""
+
+    def __init__(self, bank: Bank, decoded: Tensor | None) -> None:
+        self.bank = bank
+        self.decoded = decoded  # the same images through the autoencoder
+
+    def get(self, rows: Tensor, generator: torch.Generator, *, damaged: float) -> Tensor:
+        """Images in [-1, 1], ``(n, 3, 64, 64)``, a share ``damaged`` of them degraded."""
+        pixels = self.bank.pixels[rows]
+        if self.decoded is not None:
+            coin = torch.rand(len(rows), generator=generator) < 0.6 * damaged
+            pixels[coin] = self.decoded[rows[coin]]
+        return degrade(pixels.float() / 127.5 - 1, generator, share=damaged)
+
+
+class Heads(nn.Module):
+    """Names category, body, accent, pattern, second, family and look; role and colour by cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        colours = len(COLOURS)
+        sizes = (len(CATEGORIES), colours, colours, len(PATTERNS), colours + 1)
+        self.queries_head = nn.Parameter(torch.zeros(MATCHES, TEXT_WIDTH))
+        self.norm = nn.LayerNorm(TEXT_WIDTH)
+        self.name_heads = nn.ModuleList(
+            nn.Linear(TEXT_WIDTH, size) for size in (*sizes, len(FAMILIES), len(LOOKS))
+        )
+        self.role_head = nn.Linear(TEXT_WIDTH, CELLS * 5)
+        self.colour_head = nn.Linear(TEXT_WIDTH, CELLS * (colours + 2))
+
+    def forward(self, features: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Logits of the names, and of role and colour ``(n, CELLS, CELLS, classes)``."""
+        features = self.norm(features)
+        weights = (features @ self.queries_head.T * TEXT_WIDTH**-0.5).softmax(1)  # (n, 16, 7)
+        pooled = weights.transpose(1, 2) @ features
+        names = [head(pooled[:, index]) for index, head in enumerate(self.name_heads)]
+        return names, _cells(self.role_head(features)), _cells(self.colour_head(features))
+
+
+def _cells(values: Tensor) -> Tensor:
+    """Values of 4x4 patches with 4x4 cells each, as ``(n, 16, 16, classes)``."""
+    n = len(values)
+    values = values.view(n, 4, 4, 4, 4, -1).permute(0, 1, 3, 2, 4, 5)
+    return values.reshape(n, CELLS, CELLS, -1)
+
+
+def naming_loss(heads: Heads, features: Tensor, bank: Bank, rows: Tensor) -> Tensor:
+    """Cross-entropy of what is drawn; colours do not count where a look shows none."""
+    index = rows.numpy()
+    targets = np.column_stack([bank.things[index], bank.families[index], bank.looks[index]])
+    things = torch.from_numpy(targets)
+    coloured = torch.from_numpy(~np.isin(bank.families[index], _GREY))
+    names, roles, colours = heads(features)
+    loss = features.new_zeros(())
+    for number, logits in enumerate(names):
+        target = things[:, number].clone()
+        if number in (1, 2, 4):
+            target[~coloured] = -100
+        loss = loss + functional.cross_entropy(logits.float(), target)
+    role = bank.roles[rows].long()  # (n, CELLS, CELLS)
+    # colour of a cell: ground 0, detail 1, else the thing's colour of that role
+    body, accent, second = (things[:, n] + 2 for n in (1, 2, 4))
+    table = torch.stack(
+        [torch.zeros_like(body), body, accent, (second - 1).clamp(min=0), torch.ones_like(body)], 1
+    )
+    colour = table.gather(1, role.flatten(1)).view_as(role)
+    colour[~coloured] = -100
+    loss = loss + functional.cross_entropy(roles.float().permute(0, 3, 1, 2), role)
+    return loss + functional.cross_entropy(colours.float().permute(0, 3, 1, 2), colour)
+
+
+def matches(bank: Bank, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Which attributes agree, and which of them can be told, ``(n, 7)`` each."""
+    a, b = pairs.references, pairs.tests
+    equal = np.column_stack(
+        [
+            bank.things[a] == bank.things[b],
+            bank.families[a] == bank.families[b],
+            bank.looks[a] == bank.looks[b],
+        ]
+    )
+    grey = np.isin(bank.families[a], _GREY) | np.isin(bank.families[b], _GREY)
+    told = np.ones_like(equal)
+    told[np.ix_(grey, [1, 2, 4])] = False
+    return torch.from_numpy(equal).float(), torch.from_numpy(told).float()
+
+
+def matching_loss(logits: Tensor, answers: Tensor, equal: Tensor, told: Tensor) -> Tensor:
+    """Binary cross-entropy of the answer and of what agrees; logits ``(n, 1 + MATCHES)``."""
+    logits = logits.float()
+    loss = functional.binary_cross_entropy_with_logits(logits[:, 0], answers)
+    each = functional.binary_cross_entropy_with_logits(logits[:, 1:], equal, reduction="none")
+    return loss + (each * told).sum() / told.sum()
+
+
+class Critic:
+    """The three phases on one network."""
+
+    def __init__(self, pictures: Pictures, scale: Scale, work: Path, seed: int) -> None:
+        self.pictures, self.bank = pictures, pictures.bank
+        self.scale, self.work, self.seed = scale, work, seed
+        self.model = build_model(seed)
+
+    def _streams(self, phase: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
+        generator = torch.Generator().manual_seed((self.seed * 10 + phase) * 1_000_003 + step)
+        return np.random.default_rng((self.seed, phase, step)), generator
+
+    def see(self) -> None:
+        """Train the tower and the projector to name what is drawn."""
+        inner, heads = self.model.model, Heads()
+        modules = {"tower": inner.vision_tower, "projector": inner.multi_modal_projector}
+        usable = np.flatnonzero(self.bank.kinds != UNUSED)
+
+        def loss_at(step: int) -> Tensor:
+            rng, generator = self._streams(1, step)
+            rows = torch.from_numpy(rng.choice(usable, self.scale.images))
+            pixels = self.pictures.get(rows, generator, damaged=0.5)
+            with torch.autocast("cpu", torch.bfloat16):
+                features = image_features(self.model, pixels)
+                return naming_loss(heads, features.float(), self.bank, rows)
+
+        steps = self.scale.seeing
+        modules["heads"] = heads
+        train_phase(
+            self.work / "critic-seeing.safetensors",
+            modules,
+            loss_at,
+            steps=steps,
+            rates=(0.015, 1.5e-3),
+        )
+
+    def compare(self) -> None:
+        """Train all to read off, after each picture, what agrees with the sequence's first."""
+        each, count, width = 5, self.scale.sequences, TEXT_WIDTH
+        ends = nn.Linear(width, 1 + MATCHES)
+        markers = nn.Embedding(2, width)
+        with torch.no_grad():
+            markers.weight.mul_(0.5)
+            if not (self.work / "critic-comparing.safetensors").exists():
+                self._unit_projector()
+
+        def loss_at(step: int) -> Tensor:
+            rng, generator = self._streams(2, step)
+            parts = [PAIRS[a](self.bank, count // 2 * each, rng, each) for a in PAIRS]
+            references = np.concatenate([part.references[::each] for part in parts])
+            pairs = _joined(parts)
+            pixels, empty = self._images(references, pairs.tests, generator)
+            with torch.autocast("cpu", torch.bfloat16):
+                features = image_features(self.model, pixels)
+                tokens = image_tokens(features, self.model.model.image_newline, "pad")
+                first, others = tokens[:count], tokens[count:].reshape(count, -1, width)
+                marker = markers(torch.arange(2).repeat_interleave(count // 2))[:, None]
+                hidden = self._language(torch.cat([marker, first, others], 1))
+            at_ends = hidden[:, 2 * tokens.shape[1] :: tokens.shape[1]]
+            answers, equal, told = self._targets(pairs, empty)
+            return matching_loss(ends(at_ends.float()).flatten(0, 1), answers, equal, told)
+
+        modules = {"model": self.model, "ends": ends, "markers": markers}
+        steps = self.scale.comparing
+        train_phase(
+            self.work / "critic-comparing.safetensors",
+            modules,
+            loss_at,
+            steps=steps,
+            rates=(0.012, 1e-3),
+        )
+
+    def answer(self, tokenizer: PreTrainedTokenizerFast, on_save: Callable[[], None]) -> None:
+        """Train all to answer the judge's questions in both layouts."""
+        count, ends = self.scale.pairs // 2, nn.Linear(TEXT_WIDTH, 1 + MATCHES)
+        yes, no, end = tokenizer.convert_tokens_to_ids(["Yes", "No", END])
+
+        def loss_at(step: int) -> Tensor:
+            rng, generator = self._streams(3, step)
+            pairs = _joined([PAIRS[a](self.bank, count, rng, 2) for a in PAIRS])
+            layout: Layout = "anyres" if rng.random() < 0.65 else "pad"
+            styles = [""] * count + [style_name(rng) for _ in range(count)]
+            pixels, empty = self._images(pairs.references[::2], pairs.tests, generator)
+            answers, equal, told = self._targets(pairs, empty)
+            words = torch.where(answers > 0, yes, no)
+            with torch.autocast("cpu", torch.bfloat16):
+                features = image_features(self.model, pixels)
+                tokens = image_tokens(features, self.model.model.image_newline, layout)
+                first, second = tokens[:count].repeat_interleave(2, 0), tokens[count:]
+                prompts = [question(style) for style in styles]
+                hidden, last = ask(self.model, tokenizer, prompts, first, second, words)
+            here = torch.arange(len(last))
+            said = (
+                self.model.lm_head(hidden[here, last]),
+                self.model.lm_head(hidden[here, last + 1]),
+            )
+            loss = functional.cross_entropy(said[0].float(), words)
+            loss = loss + 0.1 * functional.cross_entropy(
+                said[1].float(), torch.full_like(words, end)
+            )
+            at_ends = ends(hidden[here, last].float())
+            return loss + 0.3 * matching_loss(at_ends, answers, equal, told)
+
+        modules = {"model": self.model, "ends": ends}
+        train_phase(
+            self.work / "critic-answering.safetensors",
+            modules,
+            loss_at,
+            steps=self.scale.answering,
+            rates=(0.01, 8e-4),
+            decay=True,
+            on_save=on_save,
+        )
+
+    def _language(self, embeddings: Tensor) -> Tensor:
+        inner = self.model.model.language_model
+        hidden: Tensor = inner(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        return hidden
+
+    @torch.no_grad()
+    def _unit_projector(self) -> None:
+        """Scale the projector's output to an RMS of a half, and the words to a tenth."""
+        rows = torch.arange(0, len(self.bank.kinds), max(1, len(self.bank.kinds) // 64))
+        features = image_features(self.model, self.bank.pixels[rows].float() / 127.5 - 1)
+        factor = 0.5 / features.square().mean().sqrt()
+        last = self.model.model.multi_modal_projector.linear_2
+        last.weight.mul_(factor)
+        last.bias.mul_(factor)
+        embedding = self.model.get_input_embeddings().weight
+        embedding.mul_(0.1 / embedding.std())
+
+    def _images(
+        self, references: np.ndarray, tests: np.ndarray, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """References (mostly clean) then tests (mostly damaged); a few tests show nothing."""
+        first = self.pictures.get(torch.from_numpy(references), generator, damaged=0.1)
+        second = self.pictures.get(torch.from_numpy(tests), generator, damaged=0.6)
+        empty = torch.rand(len(tests), generator=generator) < 0.02
+        second[empty] = nothing(int(empty.sum()), generator)
+        return torch.cat([first, second]), empty
+
+    def _targets(self, pairs: Pairs, empty: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        equal, told = matches(self.bank, pairs)
+        answers = torch.from_numpy(pairs.answers) & ~empty
+        return answers.float(), equal, told * ~empty[:, None]
+
+
+def _joined(parts: Sequence[Pairs]) -> Pairs:
+    fields = ("references", "tests", "answers", "hard")
+    return Pairs(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))

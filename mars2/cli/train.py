@@ -1,0 +1,197 @@
+"""`mars2 train lora`, `mars2 train hypernet`: make the LoRAs and the hypernetwork of a suite."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from benchmark_data.suite import Concept, Suite
+from mars2.cli.options import Device, Dtype, Model, SuiteName, parse_dtype
+from mars2.job import RunError
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, help="Train LoRAs and hypernetworks; both resume.")
+
+
+@app.command()
+def lora(
+    out: Annotated[Path, typer.Option(help="Folder for CONCEPT.safetensors.")],
+    suite: SuiteName = "miniworld",
+    concept: Annotated[
+        list[str] | None, typer.Option(help="Subject or style; repeat it for several.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All subjects and styles.")] = False,
+    split: Annotated[str | None, typer.Option(help="With --all: of this split only.")] = None,
+    model: Model = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="[default: the suite's]")] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=1e-12, help="Learning rate.  [default: the suite's]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="[default: the suite's]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images a step.  [default: the suite's]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the factors and of each step.")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, typer.Option(help="Trade time for memory.")
+    ] = None,
+    dtype: Dtype = None,
+    device: Device = "auto",
+) -> None:
+    """Train LoRAs of a suite's subjects and styles by DreamBooth; what is there is skipped."""
+    from baselines.formats import save_adapter
+    from tqdm import tqdm
+
+    from baselines.dreambooth import LoraTraining, train_lora
+    from benchmark_data.load import load_suite
+    from mars2.files import read_image
+    from mars2.references import reference_paths
+    from mars2.run import load_denoiser
+
+    loaded = load_suite(suite)
+    concepts = _chosen(loaded, concept or [], every=every, split=split)
+    todo = [one for one in concepts if not (out / f"{one.id}.safetensors").exists()]
+    images = {one.id: reference_paths(one, suite) for one in todo}
+    given = {
+        "rank": rank,
+        "lr": lr,
+        "steps": steps,
+        "batch_size": batch_size,
+        "seed": seed,
+        "gradient_checkpointing": gradient_checkpointing,
+    }
+    denoiser = (
+        load_denoiser(loaded, model, dtype=parse_dtype(dtype), device=device) if todo else None
+    )
+    for one in concepts:
+        path = out / f"{one.id}.safetensors"
+        if denoiser is None or one not in todo:
+            print(f"{path} is there already")
+            continue
+        settings = _settings(LoraTraining, loaded, f"{one.role}_lora", given)
+        state = out / f".{one.id}.training.safetensors"
+        out.mkdir(parents=True, exist_ok=True)
+        with tqdm(total=settings.steps, desc=one.id, unit="step", disable=None) as bar:
+
+            def show(step: int, loss: float, bar: "tqdm[None]" = bar) -> None:
+                bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+                bar.update(step - bar.n)
+
+            adapter = train_lora(
+                denoiser,
+                [read_image(image) for image in images[one.id]],
+                one.prompt,
+                settings,
+                checkpoint=state,
+                progress=show,
+            )
+        save_adapter(adapter, path)
+        state.unlink(missing_ok=True)
+        print(path)
+
+
+@app.command()
+def hypernet(
+    out: Annotated[Path, typer.Option(help="The hypernetwork's file, .safetensors.")],
+    suite: SuiteName = "miniworld",
+    adapters: Annotated[
+        Path | None, typer.Option(help="Folder of CONCEPT.safetensors.  [default: the suite's]")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the pairs; never test.")] = "train",
+    model: Model = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="[default: the suite's]")] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=1e-12, help="Learning rate.  [default: the suite's]")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images of the subject, and of the style, a step.")
+    ] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="Width of the hidden layer.")] = None,
+    normalize: Annotated[
+        bool | None, typer.Option(help="Divide the columns by their root mean square.")
+    ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out concepts without adapter or image.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of the weights and of each step.")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, typer.Option(help="Trade time for memory.")
+    ] = None,
+    dtype: Dtype = None,
+    device: Device = "auto",
+) -> None:
+    """Train LoRA.rar's hypernetwork on the pairs of a suite's train split."""
+    from tqdm import tqdm
+
+    from benchmark_data.load import load_suite
+    from lorarar.checkpoints import Provenance, save_checkpoint
+    from lorarar.pairs import training_pairs
+    from lorarar.train import HyperTraining, train_hypernetwork
+    from mars2.run import load_denoiser
+
+    if split == "test":
+        raise RunError("--split is test, which is measured on; train on another split")
+    if out.exists():
+        raise RunError(f"{out} exists; choose another --out")
+    loaded = load_suite(suite)
+    folder = adapters or loaded.adapters
+    if folder is None:
+        raise RunError(f"suite {suite} ships no adapters: give their folder with --adapters")
+    pairs = training_pairs(loaded, folder, split=split, skip_missing=skip_missing)
+    given = {
+        "steps": steps,
+        "lr": lr,
+        "batch_size": batch_size,
+        "hidden": hidden,
+        "normalize": normalize,
+        "seed": seed,
+        "gradient_checkpointing": gradient_checkpointing,
+    }
+    settings = _settings(HyperTraining, loaded, "hypernetwork", given)
+    denoiser = load_denoiser(loaded, model, dtype=parse_dtype(dtype), device=device)
+    state = out.with_name(f".{out.stem}.training.safetensors")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=settings.steps, desc=f"{len(pairs)} pairs", unit="step", disable=None) as bar:
+
+        def show(step: int, loss: float) -> None:
+            bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            bar.update(step - bar.n)
+
+        network = train_hypernetwork(denoiser, pairs, settings, checkpoint=state, progress=show)
+    save_checkpoint(network, out, Provenance(loaded.name, loaded.revision, settings.steps))
+    state.unlink(missing_ok=True)
+    print(out)
+
+
+def _chosen(suite: Suite, names: list[str], *, every: bool, split: str | None) -> list[Concept]:
+    """Return the concepts asked for, in the order of the suite."""
+    known = {**suite.subjects, **suite.styles}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise RunError(
+            f"suite {suite.name} has no subject or style {unknown[0]!r}; it has {', '.join(known)}"
+        )
+    if every == bool(names):
+        raise RunError("give either --concept, once or more, or --all")
+    if split is not None and not every:
+        raise RunError("--split goes with --all only")
+    chosen = [
+        one for one in known.values() if one.id in names or (every and split in (None, one.split))
+    ]
+    if not chosen:
+        raise RunError(f"suite {suite.name} has no subject or style in split {split!r}")
+    return chosen
+
+
+def _settings(kind: type[T], suite: Suite, table: str, given: Mapping[str, object]) -> T:
+    """Return the settings of a training: what was given, else the suite's, else the defaults."""
+    options = {
+        **suite.training.get(table, {}),
+        **{name: value for name, value in given.items() if value is not None},
+    }
+    try:
+        return kind(**options)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{table} of suite {suite.name} cannot be trained so: {error}") from error

@@ -1,0 +1,174 @@
+"""What several commands do: generate, score and report, with progress bars."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mars2.job import Choices, RunError, plan
+from mars2.store import RUN_FILE, SCORES_FOLDER, RunStore
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How to score; see the options of `mars2 score`."""
+
+    metrics: str = "mars2,clip,dino"
+    judge: str | None = None
+    layout: str = "anyres"
+    prompts: Path | None = None
+    clip: str | None = None
+    dino: str | None = None
+    device: str = "auto"
+    batch_size: int = 32
+    suite: str | None = None
+
+
+def show_plan(suite: str, choices: Choices, out: Path) -> None:
+    """Print the jobs of a run and which of them are done."""
+    from benchmark_data.load import load_suite
+    from mars2.run import prepare, unfinished
+
+    run_plan = prepare(suite, load_suite(suite), choices)
+    spec = run_plan.spec
+    jobs = plan(spec)
+    todo = {job.id for job in unfinished(RunStore.create(out, spec, write=False), jobs)}
+    print(f"suite   {spec.suite} {spec.suite_revision}, split {spec.split}")
+    print(f"model   {spec.model} {spec.model_revision}, {spec.dtype} on {spec.device}")
+    print(f"images  {len(spec.seeds)} a job, {spec.resolution} pixels, {spec.steps} steps")
+    for job in jobs:
+        print(f"{job.id}  {'to do' if job.id in todo else 'done '}  {job.case_id}  {job.method}")
+    print(f"{len(jobs)} jobs, {len(todo)} to do, {len(todo) * len(spec.seeds)} images")
+
+
+def generate(
+    suite: str, choices: Choices, out: Path, *, batch_size: int, save_adapters: bool = False
+) -> RunStore:
+    """Run what is not done yet of a run, and return its store."""
+    from tqdm import tqdm
+
+    from benchmark_data.load import load_suite
+    from mars2.pipelines import SdxlPipeline
+    from mars2.run import prepare, run, unfinished
+
+    run_plan = prepare(suite, load_suite(suite), choices)
+    store = RunStore.create(out, run_plan.spec)
+    jobs = unfinished(store, plan(run_plan.spec))
+    if jobs:
+        pipeline = SdxlPipeline.of_spec(run_plan.spec, batch_size=batch_size)
+        with tqdm(total=len(jobs), desc="generate", unit="job", disable=None) as bar:
+            for cost in run(
+                run_plan, store, pipeline, batch_size=batch_size, save_adapters=save_adapters
+            ):
+                bar.set_postfix_str(f"{cost.case} {cost.method}")
+                bar.update()
+    return store
+
+
+def open_images(
+    folder: Path,
+    *,
+    suite: str | None,
+    split: str | None,
+    manifest: Path | None,
+    pair: tuple[Path | None, Path | None, str | None],
+    out: Path | None,
+    partial: bool,
+) -> RunStore:
+    """Return the store of a run, or of the results of a folder of images.
+
+    Raises:
+        RunError: Options that do not go together, or images that cannot be matched.
+    """
+    from benchmark_data.load import load_suite
+    from mars2.image_folder import match_folder, read_manifest, single_pair
+
+    subject_refs, style_refs, style_name = pair
+    one_pair = subject_refs is not None or style_refs is not None or style_name is not None
+    if not folder.is_dir():
+        raise RunError(f"{folder} is no folder")
+    if (folder / RUN_FILE).exists():
+        if manifest or one_pair or out or split:
+            raise RunError(
+                f"{folder} is a run and knows its pairs: leave out --manifest, --split, --out, "
+                "--subject-refs, --style-refs and --style-name"
+            )
+        return RunStore.open(folder)
+    out = out or folder / SCORES_FOLDER
+    if one_pair:
+        if subject_refs is None or style_refs is None or style_name is None or manifest:
+            raise RunError(
+                "for one pair give --subject-refs, --style-refs and --style-name, all three, "
+                "and no --manifest"
+            )
+        return RunStore.create(
+            out, single_pair(folder, subject_refs, style_refs, style_name, out=out)
+        )
+    if suite is None:
+        raise RunError(
+            f"{folder} is no run: say which pairs it shows with --suite (and --manifest), or with "
+            "--subject-refs, --style-refs and --style-name"
+        )
+    loaded = load_suite(suite)
+    if manifest:
+        return RunStore.create(out, read_manifest(manifest, folder, suite, loaded, out=out))
+    return RunStore.create(
+        out, match_folder(folder, suite, loaded, out=out, split=split, partial=partial)
+    )
+
+
+def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> None:
+    """Score what has no score yet, one metric's model in memory at a time."""
+    from tqdm import tqdm
+
+    from benchmark_data.load import load_suite
+    from mars2.metrics import METRICS, MetricSettings, load_metric
+    from mars2.references import find_references
+    from mars2.score import present_samples
+    from mars2.score import score as score_images
+
+    names = [name.strip() for name in scoring.metrics.split(",") if name.strip()]
+    for name in names:
+        METRICS.get(name)  # a wrong name is found before anything is loaded
+    references = find_references(store, scoring.suite)
+    present_samples(store, partial=partial)
+    suite = scoring.suite or store.spec.suite
+    models = load_suite(suite).models if suite else None
+    chosen = {
+        "judge": scoring.judge or (models and models.judge),
+        "clip": scoring.clip or (models and models.clip),
+        "dino": scoring.dino or (models and models.dino),
+    }
+    settings = MetricSettings(
+        **{name: str(model) for name, model in chosen.items() if model},
+        layout=scoring.layout,
+        prompts=scoring.prompts,
+        device=scoring.device,
+    )
+    for name in names:
+        metric = load_metric(name, settings)
+        with tqdm(desc=name, unit="image", disable=None) as bar:
+            for step in score_images(
+                store, metric, references, partial=partial, batch_size=scoring.batch_size
+            ):
+                bar.total = step.total
+                bar.update(step.done - bar.n)
+
+
+def report(store: RunStore, suite: str | None = None) -> None:
+    """Write scores.json, report.html and grid.png; print the tables and where the files lie."""
+    from rich.console import Console
+
+    from benchmark_data.suite import SuiteError
+    from mars2.references import find_references
+    from mars2.report import summarise, terminal_table, write_report
+
+    try:
+        references = find_references(store, suite).files
+    except (RunError, SuiteError) as error:
+        sys.stderr.write(f"mars2: the report shows no references: {error}\n")
+        references = {}
+    summary = summarise(store)
+    paths = write_report(store, summary, references=references)
+    terminal_table(summary, Console())
+    for path in (paths.scores, paths.grid, paths.html):
+        print(path)

@@ -1,0 +1,168 @@
+"""What a judge is: it looks at a reference and a test image and answers a yes/no question.
+
+A new judge is a class with `id`, `published` and `ask`, and a loader registered in `JUDGES`. The
+loaders import their models' libraries when called, so that this module needs none of them.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from PIL.Image import Image
+
+from baselines.registry import Registry
+from mars2.judges.errors import JudgeError
+from mars2.judges.prompts import TEMPLATES, Aspect, Template, load_templates, render
+
+__all__ = [
+    "JUDGES",
+    "TEMPLATES",
+    "Judge",
+    "JudgeError",
+    "JudgeLoader",
+    "Question",
+    "Template",
+    "Verdict",
+    "leading_score",
+    "leading_yes_no",
+    "load_judge",
+    "load_templates",
+    "render",
+]
+
+SAME_FROM = 51
+"""Lowest score, of 100, that counts as a yes: where "quite similar" begins."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two images and what is asked about them.
+
+    Attributes:
+        aspect: What is compared.
+        reference: Image of the subject or of the style; RGB.
+        test: Image to be judged; RGB.
+        style: The style in words, as in "``{style}`` style"; "" for a subject.
+        template: Wording.
+    """
+
+    aspect: Aspect
+    reference: Image
+    test: Image
+    style: str
+    template: Template
+
+    @property
+    def text(self) -> str:
+        """The question in words, with an `<image>` mark for the reference and one for the test."""
+        return render(self.template, self.style)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge said.
+
+    Attributes:
+        answer: Yes or no; None if it said neither: such a verdict is unscored.
+        p_yes: Probability of yes against yes and no, in ``[0, 1]``; None if the judge gives none.
+        margin: Logit of the best yes less that of the best no; None if the judge gives none.
+        raw: What it said, in its own words.
+    """
+
+    answer: bool | None
+    p_yes: float | None
+    margin: float | None
+    raw: str
+
+
+class Judge(Protocol):
+    """Answers questions.
+
+    Attributes:
+        id: Name, revision and all settings that change its answers; goes into every record.
+        published: Whether it is the judge of the published protocol, in its setting.
+    """
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+
+    @property
+    def published(self) -> bool: ...  # noqa: D102
+
+    def ask(self, questions: Sequence[Question]) -> list[Verdict]:
+        """Return a verdict for each question, in their order."""
+        ...
+
+
+class JudgeLoader(Protocol):
+    """Makes a judge of what stands behind the colon in ``NAME:SOURCE``."""
+
+    def __call__(  # noqa: D102
+        self, source: str, *, dtype: str | None, device: str, layout: str
+    ) -> Judge: ...
+
+
+def load_llava_onevision(source: str, *, dtype: str | None, device: str, layout: str) -> Judge:
+    """LLaVA-Critic and any other LLaVA-OneVision model, from a folder or the hub."""
+    from mars2.judges.llava_onevision import LlavaOnevisionJudge
+
+    return LlavaOnevisionJudge.load(source, dtype=dtype, device=device, layout=layout)
+
+
+def load_scripted(source: str, *, dtype: str | None, device: str, layout: str) -> Judge:
+    """Answers from a table in a JSON file: for tests and tutorials, measures nothing."""
+    from mars2.judges.scripted import ScriptedJudge
+
+    return ScriptedJudge.load(Path(source))
+
+
+JUDGES: Registry[JudgeLoader] = Registry("judge")
+JUDGES.register("llava_onevision", load_llava_onevision)
+JUDGES.register("scripted", load_scripted)
+
+
+def load_judge(
+    spec: str, *, dtype: str | None = None, device: str = "auto", layout: str = "anyres"
+) -> Judge:
+    """Return the judge that a text names.
+
+    Args:
+        spec: ``NAME:SOURCE``, such as ``llava_onevision:lmms-lab/llava-critic-7b``.
+        dtype: float32, float16 or bfloat16; None: float16 on a GPU, as published, else float32.
+        device: As torch names it; "auto": a GPU if there is one.
+        layout: How the judge sees two images: "anyres" (the protocol) or "pad".
+
+    Raises:
+        PluginError: There is no such judge.
+        JudgeError: It cannot be loaded.
+    """
+    name, colon, source = spec.partition(":")
+    if not colon or not source:
+        raise JudgeError(
+            f"judge {spec!r} names no model: write NAME:MODEL, such as "
+            "llava_onevision:lmms-lab/llava-critic-7b or llava_onevision:FOLDER"
+        )
+    return JUDGES.get(name)(source, dtype=dtype, device=device, layout=layout)
+
+
+def leading_yes_no(text: str) -> bool | None:
+    """Return what an answer in words begins with: True for yes, False for no, None for neither.
+
+    >>> leading_yes_no("**Yes**, the same mug."), leading_yes_no("Not sure"), leading_yes_no("")
+    (True, None, None)
+    """
+    match = re.match(r"\W*(yes|no)\b", text, flags=re.IGNORECASE)
+    return None if match is None else match[1].lower() == "yes"
+
+
+def leading_score(text: str) -> float | None:
+    """Return the number in ``[0, 100]`` that an answer begins with, or None.
+
+    >>> leading_score("85"), leading_score("Score: 70/100"), leading_score("850")
+    (85.0, 70.0, None)
+    """
+    match = re.match(r"\W*(?:score\W*)?(\d+(?:\.\d+)?)", text, flags=re.IGNORECASE)
+    value = None if match is None else float(match[1])
+    return value if value is not None and value <= 100 else None

@@ -1,0 +1,82 @@
+"""Prints the tables of a report on a terminal."""
+
+import re
+
+import rich.table
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.text import Text
+
+from mars2.report.summary import Summary
+from mars2.report.tables import (
+    Cell,
+    Table,
+    concept_table,
+    cost_table,
+    mars2_table,
+    similarity_table,
+)
+
+
+def terminal_table(summary: Summary, console: Console) -> None:
+    """Print the tables: MARS2, similarities, the first score by subject and style, costs."""
+    if not summary.sources:
+        console.print("no scores yet: run `mars2 score` on this folder")
+    tables: list[Table | None] = [mars2_table(summary, judge) for judge in summary.judges]
+    tables.append(similarity_table(summary))
+    tables += [concept_table(summary, source) for source in summary.sources[:1]]
+    tables.append(cost_table(summary))
+    said: set[str] = set()
+    for table in tables:
+        if table is None:
+            continue
+        drawn = _rich(table, stacked=False)
+        unbounded = console.options.update(width=10_000)
+        if console.measure(drawn, options=unbounded).maximum > console.width:
+            drawn = _rich(table, stacked=True)
+        console.print(drawn)
+        for note in table.notes:
+            if note not in said:
+                console.print(Text(note, style="dim"))
+                said.add(note)
+        console.print()
+
+
+def _rich(table: Table, *, stacked: bool) -> rich.table.Table:
+    """Return a table for a terminal; a `stacked` one is narrow, intervals below the numbers."""
+    drawn = rich.table.Table(
+        title=table.title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 0 if stacked else 1),
+        pad_edge=False,
+    )
+    drawn.add_column(table.corner, no_wrap=True)
+    for column in table.columns:
+        heading = _broken(column, ":,_") if stacked else column
+        drawn.add_column(heading, justify="right", overflow="fold")
+    for index, row in enumerate(table.rows):
+        last = index + 1 == len(table.rows) or table.rows[index + 1].group != row.group
+        drawn.add_row(
+            Text(_broken(row.label, ":,") if stacked else row.label),
+            *(_rich_cell(item, stacked=stacked) for item in row.cells),
+            end_section=last,
+        )
+    return drawn
+
+
+def _rich_cell(item: Cell, *, stacked: bool) -> Text:
+    number, interval = item.text, item.interval
+    if stacked:
+        number, interval = (re.sub(r"\b0\.", ".", part) for part in (number, interval))
+        interval = interval.replace(" ", "")
+    text = Text(number, style="bold" if item.best else "")
+    if interval:
+        text.append(("\n" if stacked else " ") + interval, style="dim not bold")
+    return text
+
+
+def _broken(label: str, behind: str) -> str:
+    """Return a label with a line break behind each of some characters."""
+    return re.sub(f"([{behind}])", "\\1\n", label)

@@ -1,0 +1,331 @@
+"""Running a suite: planned, resumed, the same bytes twice, and refused with a reason."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta
+from baselines.formats import load_adapter, save_adapter
+from baselines.registry import PluginError
+from benchmark_data.load import load_suite
+from mars2.job import Choices, RunError, plan
+from mars2.pipelines import SdxlPipeline
+from mars2.run import Plan, prepare, run, unfinished
+from mars2.store import RunStore
+
+WEIGHTS_ONLY = Choices(methods=("direct_sum", "average"), device="cpu")
+LABELS = ("base", "subject_only", "style_only", "direct_sum", "average")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_sdxl: Path) -> SdxlPipeline:
+    return SdxlPipeline.load(
+        tiny_sdxl, dtype="float32", device="cpu", resolution=16, steps=2, guidance_scale=4.0
+    )
+
+
+def prepared(world, choices: Choices = WEIGHTS_ONLY) -> Plan:
+    return prepare(world.suite, load_suite(world.suite), choices)
+
+
+def files(folder: Path, pattern: str = "images/**/*.png") -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob(pattern))
+    }
+
+
+class Counting:
+    """A pipeline that counts what is drawn, and breaks when told to."""
+
+    def __init__(self, pipeline: SdxlPipeline, *, break_at: int | None = None) -> None:
+        self.pipeline = pipeline
+        self.break_at = break_at
+        self.calls = 0
+
+    def generate(
+        self, adapter: LoraAdapter | None, prompt: str, seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        if self.calls == self.break_at:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return self.pipeline.generate(adapter, prompt, seeds)
+
+    def denoiser(self):
+        return self.pipeline.denoiser()
+
+
+def test_a_run_gives_all_images_and_costs(world, pipeline: SdxlPipeline, tmp_path: Path) -> None:
+    run_plan = prepared(world)
+    store = RunStore.create(tmp_path / "run", run_plan.spec)
+    costs = list(run(run_plan, store, pipeline))
+    assert run_plan.spec.labels == LABELS
+    assert len(costs) == 4 * 5
+    assert all(sample.path.is_file() for sample in store.samples())
+    assert len(store.samples()) == 4 * 5 * 2
+    assert store.costs() == costs
+    base, subject, style, both, _ = costs[:5]
+    assert base.parameters == 0
+    assert subject.parameters == load_adapter(world.adapters / "cat.safetensors").parameters()
+    assert both.parameters == subject.parameters + style.parameters
+    assert all(cost.merge_seconds >= 0 and cost.generation_seconds > 0 for cost in costs)
+    assert all(cost.peak_bytes and cost.peak_bytes > 50e6 for cost in costs)
+    assert {cost.memory for cost in costs} == {"resident set"}
+
+
+def test_controls_show_what_their_names_say(world, pipeline: SdxlPipeline, tmp_path: Path) -> None:
+    run_plan = prepared(world, replace(WEIGHTS_ONLY, limit=1))
+    store = RunStore.create(tmp_path / "run", run_plan.spec)
+    list(run(run_plan, store, pipeline))
+    case = run_plan.spec.cases[0]
+    for label, concept in (
+        ("base", None),
+        ("subject_only", case.subject),
+        ("style_only", case.style),
+    ):
+        adapter = concept and load_adapter(world.adapters / f"{concept}.safetensors")
+        [expected] = pipeline.generate(adapter or None, case.prompt, [0])
+        shown = Image.open(store.image_path(label, case.id, 0))
+        assert shown.tobytes() == expected.tobytes(), label
+
+
+def test_the_same_command_twice_gives_the_same_bytes(
+    world, pipeline: SdxlPipeline, tmp_path: Path
+) -> None:
+    choices = replace(WEIGHTS_ONLY, methods=("average", "ziplora:steps=2"), limit=1)
+    for name in ("a", "b"):
+        run_plan = prepared(world, choices)
+        list(run(run_plan, RunStore.create(tmp_path / name, run_plan.spec), pipeline))
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert len(files(tmp_path / "a")) == 5 * 2
+
+
+def test_fit_methods_leave_the_base_alone(world, pipeline: SdxlPipeline, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in pipeline.pipe.unet.state_dict().items()}
+    choices = replace(WEIGHTS_ONLY, methods=("ziplora:steps=2",), limit=1)
+    run_plan = prepared(world, choices)
+    costs = list(run(run_plan, RunStore.create(tmp_path / "run", run_plan.spec), pipeline))
+    assert costs[-1].method == "ziplora:steps=2"
+    after = pipeline.pipe.unet.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("break_at", [0, 3, 6])
+def test_an_interrupted_run_goes_on(
+    world, pipeline: SdxlPipeline, tmp_path: Path, break_at: int
+) -> None:
+    run_plan = prepared(world, replace(WEIGHTS_ONLY, limit=2))
+    whole = RunStore.create(tmp_path / "whole", run_plan.spec)
+    list(run(run_plan, whole, pipeline))
+    store = RunStore.create(tmp_path / "run", run_plan.spec)
+    first = Counting(pipeline, break_at=break_at)
+    with pytest.raises(KeyboardInterrupt):
+        list(run(run_plan, store, first))
+    second = Counting(pipeline)
+    list(run(run_plan, RunStore.create(tmp_path / "run", run_plan.spec), second))
+    assert (first.calls, second.calls) == (break_at, 10 - break_at)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert [cost.job for cost in store.costs()] == [job.id for job in plan(run_plan.spec)]
+    assert len((tmp_path / "run/costs.jsonl").read_text().splitlines()) == 10
+
+
+def test_a_lost_image_is_made_again_and_nothing_else(
+    world, pipeline: SdxlPipeline, tmp_path: Path
+) -> None:
+    run_plan = prepared(world, replace(WEIGHTS_ONLY, limit=1))
+    store = RunStore.create(tmp_path / "run", run_plan.spec)
+    list(run(run_plan, store, pipeline))
+    before = files(tmp_path / "run")
+    store.image_path("average", run_plan.spec.cases[0].id, 1).unlink()
+    jobs = plan(run_plan.spec)
+    assert [job.method for job in unfinished(store, jobs)] == ["average"]
+    list(run(run_plan, store, pipeline))
+    assert files(tmp_path / "run") == before
+    assert unfinished(store, jobs) == []
+
+
+def test_a_method_is_added_to_a_run(world, pipeline: SdxlPipeline, tmp_path: Path) -> None:
+    first = prepared(world, replace(WEIGHTS_ONLY, methods=("average",), limit=1))
+    list(run(first, RunStore.create(tmp_path / "run", first.spec), pipeline))
+    second = prepared(world, replace(WEIGHTS_ONLY, methods=("direct_sum",), limit=1))
+    store = RunStore.create(tmp_path / "run", second.spec)
+    counting = Counting(pipeline)
+    list(run(second, store, counting))
+    assert counting.calls == 1
+    assert store.spec.labels == ("base", "subject_only", "style_only", "average", "direct_sum")
+    assert all(sample.path.is_file() for sample in store.samples())
+
+
+def test_merged_adapters_are_kept(world, pipeline: SdxlPipeline, tmp_path: Path) -> None:
+    run_plan = prepared(world, replace(WEIGHTS_ONLY, methods=("average",), limit=1))
+    store = RunStore.create(tmp_path / "run", run_plan.spec)
+    list(run(run_plan, store, pipeline, save_adapters=True))
+    case = run_plan.spec.cases[0]
+    kept = load_adapter(store.adapter_path("average", case.id))
+    [again] = pipeline.generate(kept, case.prompt, [0])
+    shown = Image.open(store.image_path("average", case.id, 0))
+    assert again.tobytes() == shown.tobytes()
+    assert not store.adapter_path("base", case.id).exists()
+
+
+def test_options_are_kept_as_passed_and_as_resolved(world, tmp_path: Path) -> None:
+    spec = prepared(world, replace(WEIGHTS_ONLY, methods=("ziplora:steps=7",))).spec
+    method = spec.methods[-1]
+    assert dict(method.options) == {"steps": 7}
+    assert method.resolved["steps"] == 7
+    assert method.resolved.keys() > {"steps", "lr"}
+    assert (method.label, method.kind) == ("ziplora:steps=7", "fit")
+    RunStore.create(tmp_path / "run", spec)
+    written = json.loads((tmp_path / "run/run.json").read_text())
+    assert written["methods"][-1]["resolved"]["steps"] == 7
+    assert written["environment"]["torch"] == torch.__version__
+
+
+def test_a_suite_supplies_options(world) -> None:
+    path = Path(world.suite)
+    path.write_text(path.read_text() + "[method_options.ziplora]\nsteps = 3\nlr = 0.5\n")
+    spec = prepared(world, replace(WEIGHTS_ONLY, methods=("ziplora:lr=0.1",))).spec
+    assert (spec.methods[-1].resolved["steps"], spec.methods[-1].resolved["lr"]) == (3, 0.1)
+
+
+def test_the_suite_gives_what_is_not_chosen(world, tiny_sdxl: Path) -> None:
+    spec = prepared(world).spec
+    assert (spec.model, spec.steps, spec.seeds, spec.dtype) == (
+        str(tiny_sdxl),
+        2,
+        (0, 1),
+        "float32",
+    )
+    assert [case.id for case in spec.cases] == ["cat_ink", "cat_oil", "dog_ink", "dog_oil"]
+    assert spec.cases[1].prompt == "a cat in oil painting style"
+    chosen = prepared(world, replace(WEIGHTS_ONLY, seeds=(5,), steps=9, limit=2)).spec
+    assert (chosen.steps, chosen.seeds) == (9, (5,))
+    assert [case.id for case in chosen.cases] == ["cat_ink", "dog_oil"]
+
+
+def nan_adapter(adapter: LoraAdapter) -> LoraAdapter:
+    layer, delta = next(iter(adapter.deltas.items()))
+    up = delta.up.clone()
+    up[0, 0] = float("nan")
+    return LoraAdapter({**adapter.deltas, layer: LowRankDelta(up, delta.down)})
+
+
+def test_a_missing_adapter_is_named_and_how_to_train_it(world) -> None:
+    (world.adapters / "dog.safetensors").unlink()
+    with pytest.raises(
+        RunError, match=r"no adapter of subject dog: .*dog\.safetensors is missing"
+    ) as e:
+        prepared(world)
+    assert f"mars2 train lora --suite {world.suite} --concept dog" in str(e.value)
+
+
+def test_nan_weights_are_refused(world, random_adapter: Callable[..., LoraAdapter]) -> None:
+    # not through save_adapter, which may refuse them itself
+    from safetensors.torch import load_file, save_file
+
+    path = world.adapters / "ink.safetensors"
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(AdapterError, match="ink"):
+        prepared(world)
+
+
+def test_adapters_of_different_layers_are_refused(
+    world, pipeline: SdxlPipeline, tmp_path: Path, random_adapter: Callable[..., LoraAdapter]
+) -> None:
+    adapter = random_adapter(3)
+    layers = dict(list(adapter.deltas.items())[:-1])
+    save_adapter(LoraAdapter(layers), world.adapters / "ink.safetensors")
+    run_plan = prepared(world, replace(WEIGHTS_ONLY, limit=1))
+    with pytest.raises(AdapterError, match="direct_sum on cat_ink"):
+        list(run(run_plan, RunStore.create(tmp_path / "run", run_plan.spec), pipeline))
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [(("direct_sun",), "direct_sum"), (("ziplora:step=3",), "steps"), (("average:x=1",), "x")],
+)
+def test_unknown_methods_and_options_name_the_nearest(
+    world, methods: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(PluginError, match=words):
+        prepared(world, replace(WEIGHTS_ONLY, methods=methods))
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        (replace(WEIGHTS_ONLY, split="tset"), "no split 'tset'; it has"),
+        (replace(WEIGHTS_ONLY, device="tpu9"), "--device is 'tpu9'"),
+        (replace(WEIGHTS_ONLY, methods=("average", "average")), "given twice: average"),
+    ],
+)
+def test_wrong_choices_are_refused(world, choices: Choices, words: str) -> None:
+    with pytest.raises(RunError, match=words):
+        prepared(world, choices)
+
+
+def test_a_black_image_names_the_job_and_is_not_kept(
+    world, pipeline: SdxlPipeline, tmp_path: Path
+) -> None:
+    class Black(Counting):
+        def generate(self, adapter, prompt, seeds):
+            raise RunError("the image of seed 0 is black")
+
+    run_plan = prepared(world, replace(WEIGHTS_ONLY, limit=1))
+    store = RunStore.create(tmp_path / "run", run_plan.spec)
+    with pytest.raises(RunError, match="base on cat_ink: the image of seed 0 is black"):
+        list(run(run_plan, store, Black(pipeline)))
+    assert files(tmp_path / "run") == {}
+    assert store.costs() == []
+
+
+def test_a_missing_reference_is_refused_where_it_is_needed(
+    world, pipeline: SdxlPipeline, tmp_path: Path
+) -> None:
+    choices = replace(WEIGHTS_ONLY, methods=("ziplora:steps=1",), limit=1)
+    run_plan = prepared(world, choices)
+    (world.folder / "ink_0.png").unlink()
+    with pytest.raises(ValueError, match="ink_0"):
+        list(run(run_plan, RunStore.create(tmp_path / "run", run_plan.spec), pipeline))
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(world, tmp_path: Path, pipeline: SdxlPipeline) -> None:
+    choices = replace(WEIGHTS_ONLY, steps=30)
+    run_plan = prepared(world, choices)
+    command = [sys.executable, "-m", "mars2", "run", "--suite", world.suite, "--no-score"]
+    command += ["--method", "direct_sum", "--method", "average", "--steps", "30", "--device", "cpu"]
+    command += ["--batch-size", "1", "--out", str(tmp_path / "run")]
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env)
+    costs = tmp_path / "run/costs.jsonl"
+    deadline = time.monotonic() + 120
+    while not (costs.exists() and costs.read_bytes().count(b"\n") >= 3):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = RunStore.open(tmp_path / "run").costs()
+    assert 3 <= len(done) < 20
+    slow = SdxlPipeline(pipeline.pipe, resolution=16, steps=30, guidance_scale=4.0)
+    store = RunStore.create(tmp_path / "run", run_plan.spec)
+    list(run(run_plan, store, slow))
+    assert store.costs()[: len(done)] == done
+    assert len(costs.read_text().splitlines()) == 20
+    whole = RunStore.create(tmp_path / "whole", run_plan.spec)
+    list(run(run_plan, whole, slow))
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
