@@ -145,7 +145,8 @@ class LowRankDelta:
         exact = self.full_precision()
         up_part = torch.linalg.qr(exact.up, mode="r").R
         down_part = torch.linalg.qr(exact.down.T, mode="r").R
-        return torch.linalg.matrix_norm(up_part @ down_part.T)
+        norm: Tensor = torch.linalg.matrix_norm(up_part @ down_part.T)
+        return norm
 
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta
+from baselines.attach import linear_layer
+from baselines.dreambooth import attention_layers
 from baselines.formats import load_adapter, save_adapter
 from baselines.merging_loss import PairTask
 from baselines.options import PluginError
@@ -83,10 +85,14 @@ def check_merge_method(
         "gives different bytes for the same seed: draw random numbers from rng or seed, keep "
         "nothing between calls",
     )
-    turned = [LoraAdapter(dict(reversed(a.deltas.items())), a.name, a.metadata) for a in adapters]
+    turned = [
+        LoraAdapter({layer: a.deltas[layer] for layer in reversed(a.layers)}, a.name)
+        for a in adapters
+    ]
     require(merge(turned).digest() == merged.digest(), "depends on the order of the layers")
     if method.kind == "layer":
-        for layer, delta in merged.deltas.items():
+        for layer in reversed(merged.layers):  # backwards: a count of calls does not line up
+            delta = merged.deltas[layer]
             alone = merge([LoraAdapter({layer: a.deltas[layer]}, a.name) for a in adapters])
             require(
                 _same(alone.deltas[layer], delta),
@@ -114,13 +120,11 @@ def _same(one: LowRankDelta, other: LowRankDelta) -> bool:
 
 
 def _attention_shapes(task: PairTask) -> dict[str, tuple[int, int]]:
-    from baselines.dreambooth import attention_layers
-
     unet = task.denoiser.unet
     shapes = {}
     for layer in attention_layers(unet):
-        d_out, d_in = unet.get_submodule(layer).weight.shape
-        shapes[layer] = (int(d_out), int(d_in))
+        linear = linear_layer(unet, layer)
+        shapes[layer] = (linear.out_features, linear.in_features)
     return shapes
 
 

@@ -1,14 +1,14 @@
 """LoRA files: safetensors in PEFT's and diffusers' spellings <-> ``LoraAdapter``.
 
-Read, alpha folded in:
+Read, with alpha folded in (PEFT and diffusers, then three older spellings of diffusers):
 
-    [base_model.model.][unet.]LAYER.lora_A[.NAME].weight, .lora_B[.NAME].weight       PEFT, diffusers
-    [unet.]LAYER.lora.down.weight, .lora.up.weight                                    older diffusers
-    [unet.]LAYER.lora_linear_layer.down.weight, .lora_linear_layer.up.weight          older diffusers
-    [unet.]....attn1.processor.to_q_lora.down.weight, to_out_lora -> to_out.0         oldest diffusers
+    [base_model.model.][unet.]LAYER.lora_A[.NAME].weight     and lora_B
+    [unet.]LAYER.lora.down.weight                            and up
+    [unet.]LAYER.lora_linear_layer.down.weight               and up
+    [unet.]....attn1.processor.to_q_lora.down.weight         and up; to_out_lora is to_out.0
 
-The second, PEFT's, is written, with ``unet.`` in front. Anything else in a file is an error: a layer
-that is dropped silently is a wrong result in a table.
+The first is written, with ``unet.`` in front. Anything else in a file is an error: a layer that is
+dropped silently is a wrong result in a table.
 """
 
 import json
@@ -99,7 +99,7 @@ def load_adapter(path: Path, *, name: str = "") -> LoraAdapter:
 
 
 def save_adapter(adapter: LoraAdapter, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write an adapter so that ``StableDiffusionXLPipeline.load_lora_weights`` takes it, atomically.
+    """Write an adapter, atomically, so that diffusers' ``pipe.load_lora_weights`` takes it.
 
     The factors are written as they are; the header says alpha = rank for every layer, that is
     scale 1. An adapter without layers can be read back by ``load_adapter`` only.
@@ -129,7 +129,7 @@ def save_adapter(adapter: LoraAdapter, path: Path, *, dtype: torch.dtype = torch
 def _peft_settings(adapter: LoraAdapter) -> dict[str, Any]:
     """What diffusers makes PEFT's LoraConfig of: alpha equal to the rank, layer by layer.
 
-    Without it, diffusers before 0.36 takes the first layer's rank for every layer's alpha.
+    Without it, older releases of diffusers take the first layer's rank for every layer's alpha.
     """
     ranks = [delta.rank for delta in adapter.deltas.values()]
     common = max(sorted(set(ranks)), key=ranks.count)
@@ -152,19 +152,17 @@ def _read_layers(tensors: Mapping[str, Tensor]) -> dict[str, _Layer]:
     """The tensors by layer, every key understood."""
     layers: dict[str, _Layer] = {}
     for key, tensor in tensors.items():
-        match = next((found for spelling in _FACTORS if (found := spelling.fullmatch(key))), None)
-        alpha = _ALPHA.fullmatch(key)
-        if match is None and alpha is None:
-            raise _not_understood(key)
-        layer = _layer_name(key, (match or alpha)["layer"])
+        match = _spelling(key)
+        layer = _layer_name(key, match["layer"])
         parts = layers.setdefault(layer, _Layer())
         parts.keys.append(key)
-        if match is None:
+        spelled = match.groupdict().get("factor")
+        if spelled is None:
             if tensor.numel() != 1 or parts.alpha is not None:
                 raise AdapterError(f"{key!r} has to be the layer's one number alpha")
             parts.alpha = float(tensor)
             continue
-        factor = {"A": "down", "B": "up"}.get(match["factor"], match["factor"])
+        factor = {"A": "down", "B": "up"}.get(spelled, spelled)
         if factor in parts.factors:
             raise AdapterError(
                 f"layer {layer!r} is there twice, as {parts.keys[0]!r} and as {key!r}: save one "
@@ -178,6 +176,14 @@ def _read_layers(tensors: Mapping[str, Tensor]) -> dict[str, _Layer]:
             )
         parts.factors[factor] = tensor
     return layers
+
+
+def _spelling(key: str) -> re.Match[str]:
+    """The match of a key with "layer" and, unless it is an alpha, "factor" among its groups."""
+    for pattern in (*_FACTORS, _ALPHA):
+        if match := pattern.fullmatch(key):
+            return match
+    raise _not_understood(key)
 
 
 def _layer_name(key: str, path: str) -> str:
@@ -226,30 +232,40 @@ def _delta(layer: str, parts: _Layer, settings: Mapping[str, Any]) -> LowRankDel
 
 
 def _scale(layer: str, rank: int, alpha: float | None, settings: Mapping[str, Any]) -> float:
-    """alpha / rank, or alpha / sqrt(rank) for rsLoRA; 1 where no alpha is said."""
-    if not settings:
-        return 1.0 if alpha is None else alpha / rank
-    said = _by_pattern(layer, settings.get("rank_pattern"), settings.get("r"))
-    if said is not None and int(said) != rank:
+    """What the factors' product is multiplied by: 1 where no alpha is said, else alpha / rank.
+
+    With rsLoRA (Kalajdzievski 2023) alpha / sqrt(rank).
+    """
+    said = _by_pattern(layer, settings, "rank_pattern", "r")
+    if said is not None and said != rank:
         raise AdapterError(f"layer {layer!r} has rank {rank}, but the file's settings say {said}")
-    from_settings = _by_pattern(layer, settings.get("alpha_pattern"), settings.get("lora_alpha"))
-    if alpha is None and from_settings is not None:
-        alpha = float(from_settings)
-    elif alpha is not None and from_settings is not None and alpha != float(from_settings):
+    from_settings = _by_pattern(layer, settings, "alpha_pattern", "lora_alpha")
+    if alpha is not None and from_settings is not None and alpha != from_settings:
         raise AdapterError(
             f"layer {layer!r} has alpha {alpha}, but the file's settings say {from_settings}"
         )
+    alpha = from_settings if alpha is None else alpha
     if alpha is None:
         return 1.0
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
-def _by_pattern(layer: str, patterns: Mapping[str, Any] | None, default: Any) -> Any:
-    """The value of the first pattern that is the layer's name or the end of it, as PEFT matches."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", layer):
-            return value
-    return default
+def _by_pattern(
+    layer: str, settings: Mapping[str, Any], patterns: str, default: str
+) -> float | None:
+    """The number of the first pattern that is the layer's name or its end, as PEFT matches them."""
+    value = settings.get(default)
+    try:
+        for pattern, number in (settings.get(patterns) or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", layer):
+                value = number
+                break
+        return None if value is None else float(value)
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise AdapterError(
+            f"the file's settings {patterns} and {default} cannot be read for layer {layer!r}: "
+            f"{error}"
+        ) from error
 
 
 def _settings(

@@ -2,8 +2,9 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -15,6 +16,19 @@ _ARTICLE = {int: "an int", float: "a finite float", str: "text", bool: "true or 
 
 class PluginError(ValueError):
     """A plugin that cannot be used: a wrong signature or name, an unknown option, a bad value."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest one, and all there are.
+
+    >>> nearest("stpes", ["steps", "lr"])
+    "did you mean 'steps'? There are: steps, lr"
+    """
+    names = list(names)
+    near = get_close_matches(name, names, n=1)
+    return (f"did you mean {near[0]!r}? There are: " if near else "there are: ") + (
+        ", ".join(names) or "none"
+    )
 
 
 @dataclass(frozen=True)
@@ -53,34 +67,29 @@ class Parameter:
         """
         try:
             return self._convert(value)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise PluginError(
                 f"option {self.name!r} of method {method!r} must be {self.expected}, got {value!r}"
             ) from error
 
     def _convert(self, value: Any) -> Scalar:
-        text = isinstance(value, str)
-        if self.optional and (value is None or (text and value.lower() == "none")):
+        text = value.strip() if isinstance(value, str) else None
+        if self.optional and (value is None or (text is not None and text.lower() == "none")):
             return None
         if self.type is None:
             for choice in self.choices:
-                same = (
-                    str(choice) == value
-                    if text
-                    else type(choice) is type(value) and (choice == value)
-                )
-                if same:
+                if text == str(choice) or (type(choice) is type(value) and choice == value):
                     return choice
+        elif self.type is str:
+            if text is not None:
+                return text
         elif self.type is bool:
             if isinstance(value, bool):
                 return value
-            if text and value.lower() in {"true", "false"}:
-                return bool(value.lower() == "true")
-        elif self.type is str:
-            if text:
-                return str(value)
-        elif text or (isinstance(value, int | float) and not isinstance(value, bool)):
-            if self.type is int and (text or isinstance(value, int)):
+            if text is not None and text.lower() in {"true", "false"}:
+                return text.lower() == "true"
+        elif text is not None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            if self.type is int and (text is not None or isinstance(value, int)):
                 return int(value)
             if self.type is float and math.isfinite(number := float(value)):
                 return number
@@ -101,7 +110,9 @@ def read_parameters(
     Raises:
         PluginError: For anything in the signature that is not understood, with file and line.
     """
-    code = function.__code__
+    if not inspect.isfunction(function):
+        raise PluginError(f"method {method!r} must be a function, not {function!r}")
+    code = inspect.unwrap(function).__code__
     where = f"{code.co_filename}:{code.co_firstlineno}: method {method!r}"
     try:
         signature = inspect.signature(function, eval_str=True)
@@ -127,35 +138,30 @@ def read_parameters(
 
 
 def _read_parameter(where: str, item: inspect.Parameter) -> Parameter:
-    if item.name in {"rng", "seed", "task"}:
+    if item.name in {"rng", "seed", "task", "adapters", "method"}:
         raise PluginError(
             f"{where}: {item.name!r} cannot be an option: a layer method may ask for rng, other "
-            "methods for seed, a fit method takes the task as its second argument"
+            "methods for seed; task, adapters and method are arguments of the call"
         )
     if item.default is item.empty or item.annotation is item.empty:
         raise PluginError(f"{where}: option {item.name!r} needs an annotation and a default")
     annotation, optional = item.annotation, False
     if get_origin(annotation) in (Union, UnionType):
-        rest = [part for part in get_args(annotation) if part is not NoneType]
-        if len(rest) == 1:
-            annotation, optional = rest[0], True
-    kind, choices = None, ()
-    if get_origin(annotation) is Literal:
-        choices = get_args(annotation)
-        if None in choices:
-            choices, optional = tuple(c for c in choices if c is not None), True
-    elif annotation in _PLAIN:
-        kind = annotation
+        parts = [part for part in get_args(annotation) if part is not NoneType]
+        if len(parts) == 1:
+            annotation, optional = parts[0], True
+    choices: tuple[Scalar, ...] = get_args(annotation) if get_origin(annotation) is Literal else ()
+    kind = annotation if annotation in _PLAIN else None
     if not choices and kind is None:
         raise PluginError(
             f"{where}: option {item.name!r} is annotated {item.annotation!r}: use int, float, str, "
             "bool, Literal[...], or one of these | None"
         )
     parameter = Parameter(item.name, kind, choices, optional, item.default)
-    if isinstance(item.default, str) and kind not in (None, str):
-        raise PluginError(f"{where}: the default of {item.name!r} must be {parameter.expected}")
     try:
         default = parameter.parse(item.default, "")
+        if isinstance(item.default, str) and not isinstance(default, str):
+            raise PluginError("text is not read in a default")
     except PluginError as error:
         raise PluginError(
             f"{where}: the default of {item.name!r} is {item.default!r}, but it must be "

@@ -9,22 +9,17 @@ an option of the method everywhere; anything else is refused when the function i
 """
 
 import hashlib
-import importlib
 import importlib.metadata
-import importlib.util
+import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Generic, Literal, TypeVar
+from types import MappingProxyType, ModuleType
+from typing import Any, Generic, TypeVar
 
-from baselines.adapter import LoraAdapter, LowRankDelta, check_same_layers
-from baselines.merging_loss import PairTask
-from baselines.options import Parameter, PluginError, read_parameters
-from baselines.training import generator_for
+from baselines.merge_method import Kind, MergeMethod
+from baselines.options import Parameter, PluginError, nearest, read_parameters
 
 __all__ = [
     "METHODS",
@@ -40,7 +35,6 @@ __all__ = [
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-Kind = Literal["layer", "adapter", "fit"]
 
 ENTRY_POINTS = "mars2.merge_methods"
 """Entry-point group in which installed packages announce modules that register methods."""
@@ -96,12 +90,7 @@ class Registry(Generic[T]):
         if name not in self._values and self._entry_points is not None:
             self.load_entry_points(self._entry_points)
         if name not in self._values:
-            near = get_close_matches(name, self._values, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise PluginError(
-                f"there is no {self._kind} {name!r}; {hint}there are: "
-                f"{', '.join(self._values) or 'none'}"
-            )
+            raise PluginError(f"there is no {self._kind} {name!r}; {nearest(name, self._values)}")
         return self._values[name]
 
     def names(self) -> tuple[str, ...]:
@@ -131,127 +120,6 @@ class Registry(Generic[T]):
                     f"plugin {module} (entry-point group {group}) cannot be loaded: {error}"
                 ) from error
         self._loaded.add(group)
-
-
-@dataclass(frozen=True)
-class MergeMethod:
-    """A registered merge method; call it with adapters, for the benchmark ``[subject, style]``."""
-
-    name: str
-    """What it is registered under."""
-    paper: str | None
-    """URL of the paper that describes the algorithm."""
-    kind: Kind
-    """"layer": layer by layer; "adapter": all layers at once; "fit": optimises for the pair."""
-    parameters: Mapping[str, Parameter]
-    """Its options, in the order of the signature."""
-    source: str
-    """The sha256 (64 hex) of the file it is defined in; "" if it is in none."""
-    function: Callable[..., Any] = field(repr=False)
-    """As decorated."""
-    supplied: frozenset[str] = field(default=frozenset(), repr=False)
-    """Which of ``rng`` and ``seed`` the function asks for."""
-
-    @property
-    def summary(self) -> str:
-        """The first line of the function's docstring."""
-        return (self.function.__doc__ or "").strip().partition("\n")[0]
-
-    def __call__(
-        self,
-        adapters: Sequence[LoraAdapter],
-        *,
-        seed: int = 0,
-        task: PairTask | None = None,
-        **options: Any,
-    ) -> LoraAdapter:
-        """Merge adapters, in their order; the result is float32 or float64.
-
-        Args:
-            adapters: At least one; a layer method needs the same layers in all of them.
-            seed: Of methods that draw random numbers. A layer method gets a generator for each
-                layer, from the seed and the layer's name, so that their order does not matter.
-            task: What a "fit" method optimises on; other methods do not see it.
-            **options: As ``resolve`` takes them.
-
-        Raises:
-            PluginError: For wrong options, a missing task, or a method that returns something else
-                than a merge.
-            AdapterError: If the adapters do not fit together.
-        """
-        resolved = self.resolve(options)
-        if not adapters:
-            raise PluginError(f"method {self.name!r} was given no adapter to merge")
-        inputs = [adapter.full_precision() for adapter in adapters]
-        if self.kind == "layer":
-            merged = self._merge_layers(inputs, seed, resolved)
-        else:
-            given: list[Any] = [inputs]
-            if self.kind == "fit":
-                if task is None:
-                    raise PluginError(
-                        f"method {self.name!r} optimises for a pair: it needs the base model and "
-                        "reference images (a task)"
-                    )
-                given.append(task)
-            supplied = {"seed": seed} if "seed" in self.supplied else {}
-            merged = self.function(*given, **supplied, **resolved)
-            if not isinstance(merged, LoraAdapter):
-                raise PluginError(
-                    f"method {self.name!r} returned a {type(merged).__name__}, not a LoraAdapter"
-                )
-        merged = merged.full_precision()
-        origin = {
-            "method": self.name,
-            "method_options": ",".join(f"{key}={value}" for key, value in resolved.items()),
-            "merged_from": ", ".join(adapter.name for adapter in adapters),
-        }
-        return replace(
-            merged, name=merged.name or self.name, metadata={**merged.metadata, **origin}
-        )
-
-    def _merge_layers(
-        self, adapters: Sequence[LoraAdapter], seed: int, options: Mapping[str, Any]
-    ) -> LoraAdapter:
-        check_same_layers(adapters)
-        merged = {}
-        for layer, first in adapters[0].deltas.items():
-            supplied = {"rng": generator_for(seed, layer)} if "rng" in self.supplied else {}
-            deltas = [adapter.deltas[layer] for adapter in adapters]
-            delta = self.function(deltas, **supplied, **options)
-            if not isinstance(delta, LowRankDelta) or delta.shape != first.shape:
-                what = f"shape {delta.shape}" if isinstance(delta, LowRankDelta) else type(delta)
-                raise PluginError(
-                    f"method {self.name!r} returned {what} for layer {layer!r}, not a LowRankDelta "
-                    f"of shape {first.shape}"
-                )
-            merged[layer] = delta
-        return LoraAdapter(merged)
-
-    def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """All options with the values to be used: those given, parsed and checked, and defaults.
-
-        Text is read by the option's annotation, as from a command line.
-
-        Raises:
-            PluginError: For an unknown option, naming the nearest, or a value of the wrong type.
-        """
-        given = self.parse(options)
-        return {name: given.get(name, option.default) for name, option in self.parameters.items()}
-
-    def parse(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """As ``resolve``, but only the options given, in their order."""
-        for name in options:
-            if name not in self.parameters:
-                near = get_close_matches(name, self.parameters, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise PluginError(
-                    f"method {self.name!r} has no option {name!r}; {hint}it has: "
-                    f"{', '.join(self.parameters) or 'none'}"
-                )
-        return {
-            name: self.parameters[name].parse(value, self.name) for name, value in options.items()
-        }
 
 
 METHODS: Registry[MergeMethod] = Registry("method", entry_points=ENTRY_POINTS)
@@ -296,7 +164,7 @@ def _decorator(name: str, paper: str | None, kind: Kind) -> Callable[[F], F]:
         parameters, supplied = read_parameters(
             name, function, positional=_POSITIONAL[kind], supplied=_SUPPLIED[kind]
         )
-        path = Path(function.__code__.co_filename)
+        path = Path(inspect.unwrap(function).__code__.co_filename)
         source = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         try:
             METHODS.register(
@@ -350,34 +218,28 @@ def _from_file(path: Path, name: str) -> MergeMethod:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise PluginError(f"{path}: no such file")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    code = path.read_bytes()
+    digest = hashlib.sha256(code).hexdigest()
     if _FILES.get(path, ("",))[0] != digest:
-        _FILES[path] = (digest, _load_file(path, digest))
+        _FILES[path] = (digest, _load_file(path, code, f"_merge_methods_{digest}"))
     registered = _FILES[path][1]
     if name not in registered:
-        near = get_close_matches(name, registered, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise PluginError(
-            f"{path} registers no method {name!r}; {hint}it registers: "
-            f"{', '.join(registered) or 'none'}"
-        )
+        raise PluginError(f"{path} has no method {name!r}; {nearest(name, registered)}")
     return METHODS.get(name)
 
 
-def _load_file(path: Path, digest: str) -> tuple[str, ...]:
-    """Import a file under a name of its own; what it registers replaces its older version's."""
+def _load_file(path: Path, code: bytes, module_name: str) -> tuple[str, ...]:
+    """Run a file as a module; the methods it registers, which replace its older version's."""
     for old in _FILES.pop(path, ("", ()))[1]:
         METHODS.unregister(old)
     before = METHODS.names()
-    module_name = f"_merge_methods_{path.stem}_{digest[:12]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(module_name)
+    module.__file__ = str(path)
     sys.modules[module_name] = module  # dataclasses and annotations look their module up
     complete = False
     try:
-        spec.loader.exec_module(module)
+        # not importlib's loader: its bytecode cache misses an edit within a second
+        exec(compile(code, path, "exec"), vars(module))
         complete = True
     except (ImportError, SyntaxError) as error:
         raise PluginError(f"{path} cannot be imported: {error}") from error

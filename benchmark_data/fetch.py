@@ -1,20 +1,19 @@
 """Downloads the reference images of a suite: verified, resumed, and with a word on what cannot be.
 
-Images go to ``CACHE/references/SUITE/CONCEPT/FILE``; see `benchmark_data.references.cache_root`. The
-first fetch writes their digests beside them, to ``digests.json``, and later ones hold them to it.
+Images go to ``CACHE/references/SUITE/CONCEPT/FILE``; see `benchmark_data.references.cache_root`.
+The first fetch writes their digests to ``digests.json`` beside them; later ones hold them to it.
 """
 
-import hashlib
 import json
 import os
-import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -59,7 +58,7 @@ class _Item:
     message: str = ""
 
 
-class _Failure(Exception):
+class _FetchError(Exception):
     """One image could not be had; the others still can."""
 
 
@@ -79,7 +78,7 @@ def fetch(
     Args:
         suite: Which suite.
         root: The cache; None: as `benchmark_data.references.cache_root`.
-        progress: Is told a line for each image that is done.
+        progress: Is told a line for each download, whether it went well or not.
         max_bytes: Larger images are refused.
         pause: Seconds before the second attempt at an image; doubled at each further one.
 
@@ -88,21 +87,19 @@ def fetch(
             the cache cannot be written.
     """
     folder = suite_cache(suite.name, root)
-    lock = _Lock(folder / "digests.json")
+    digests = _Digests(folder / "digests.json")
     items = [
         _Item(
             f"{concept.id}/{Path(reference.file).name}",
             reference,
-            (reference.path or folder)
-            if reference.local
-            else folder / concept.id / reference.file,
+            (reference.path or folder) if reference.local else folder / concept.id / reference.file,
         )
         for concept in suite.concepts.values()
         for reference in concept.references
     ]
     tell = progress or (lambda _: None)
     for item in items:
-        _look(item, lock)
+        _look(item, digests)
     wanted = [item for item in items if not item.outcome]
     offline = next((name for name in OFFLINE_VARIABLES if _is_set(name)), None)
     if wanted and offline:
@@ -110,15 +107,12 @@ def fetch(
             f"{len(wanted)} reference images of {suite.name} are to be downloaded, but {offline} "
             "is set: unset it, or copy them into " + str(folder)
         )
-    for item in items:
-        if item.outcome in ("manual", "failed"):
-            tell(item.message)
     if wanted:
         with (
             httpx.Client(follow_redirects=True, timeout=30, headers=HEADERS) as client,
             ThreadPoolExecutor(AT_ONCE) as pool,
         ):
-            download = _Download(client, lock, max_bytes, pause)
+            download = _Download(client, digests, max_bytes, pause)
             for item in pool.map(download, wanted):
                 tell(item.message)
     return FetchReport(
@@ -133,20 +127,20 @@ def _is_set(variable: str) -> bool:
     return os.environ.get(variable, "").lower() not in ("", "0", "false", "no", "off")
 
 
-def _look(item: _Item, lock: "_Lock") -> None:
+def _look(item: _Item, digests: "_Digests") -> None:
     """Decide an image's outcome, unless it is to be downloaded."""
     reference, path = item.reference, item.path
-    expected = lock.expected(item.name, reference)
+    expected = digests.expected(item.name, reference)
     problem = ""
-    if path.is_file():
+    if path.is_file() and not digests.outdated(item.name, reference):
         try:
             digest = _verified(path, expected)
-        except _Failure as error:
+        except _FetchError as error:
             problem = f"{path} {error}"
         else:
             item.outcome = "present"
             if not reference.local:
-                lock.record(item.name, reference, digest)
+                digests.record(item.name, reference, digest)
             return
     if reference.local:
         item.outcome = "failed"
@@ -162,47 +156,168 @@ def _verified(path: Path, expected: str | None) -> str:
     """Return the sha256 of an image that can be decoded and is the one expected.
 
     Raises:
-        _Failure: It is another or broken.
+        _FetchError: It is another or broken.
     """
     digest = file_digest(path)
     if expected and digest != expected:
-        raise _Failure(f"has sha256 {digest[:12]}..., expected {expected[:12]}...")
+        raise _FetchError(f"has sha256 {digest[:12]}..., expected {expected[:12]}...")
     try:
         check_image(path)
     except SuiteError as error:
-        raise _Failure("is no image that can be read to its end") from error
+        raise _FetchError("is no image that can be read to its end") from error
     return digest
 
 
 @dataclass
-class _Lock:
-    """The file of digests: ``CONCEPT/FILE`` -> sha256, number of bytes and URL."""
+class _Digests:
+    """The file of digests: ``CONCEPT/FILE`` -> sha256 and URL."""
 
     path: Path
-    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    entries: dict[str, dict[str, str]] = field(default_factory=dict)
     mutex: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        if not self.path.exists():
-            return
+        self.entries = self.read()
+
+    def read(self) -> dict[str, dict[str, str]]:
+        """Return what is on the disk.
+
+        Raises:
+            SuiteError: It cannot be read.
+        """
         try:
-            self.entries = dict(json.loads(self.path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            return {
+                str(name): {"sha256": str(entry["sha256"]), "url": str(entry["url"])}
+                for name, entry in json.loads(self.path.read_text(encoding="utf-8")).items()
+            }
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise SuiteError(
                 f"{self.path} cannot be read ({error}): delete it to record the digests anew"
             ) from error
 
     def expected(self, name: str, reference: Reference) -> str | None:
         """Return the digest an image must have: the suite's, or the one of the first fetch."""
-        entry = self.entries.get(name, {})
-        return reference.sha256 or (entry.get("sha256") if entry.get("url") == reference.url else None)
+        entry = self.entries.get(name)
+        known = entry["sha256"] if entry and entry["url"] == reference.url else None
+        return reference.sha256 or known
+
+    def outdated(self, name: str, reference: Reference) -> bool:
+        """Return whether the image is from another source than the suite now names."""
+        entry = self.entries.get(name)
+        return entry is not None and entry["url"] != reference.url and not reference.sha256
 
     def record(self, name: str, reference: Reference, digest: str) -> None:
-        """Keep an image's digest."""
+        """Keep an image's digest; what another process has kept meanwhile stays."""
         entry = {"sha256": digest, "url": reference.url}
         with self.mutex:
             if self.entries.get(name) == entry:
                 return
-            self.entries[name] = entry
+            self.entries = {**self.read(), name: entry}
             text = json.dumps(self.entries, indent=1, sort_keys=True)
-            _write(self.path, lambda file: file.write(text.encode()))
+            with _written(self.path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` that takes its place at the end if all went well.
+
+    Raises:
+        SuiteError: The disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise SuiteError(f"{path} cannot be written: {error}") from error
+
+
+class _Download:
+    """Downloads one image after the other; called from several threads."""
+
+    def __init__(
+        self, client: httpx.Client, digests: _Digests, max_bytes: int, pause: float
+    ) -> None:
+        self.client = client
+        self.digests = digests
+        self.max_bytes = max_bytes
+        self.pause = pause
+        self.unreachable: set[str] = set()
+
+    def __call__(self, item: _Item) -> _Item:
+        """Fill in the image's outcome."""
+        reference = item.reference
+        try:
+            with _written(item.path) as temporary:
+                self.get(reference.url, temporary)
+                expected = self.digests.expected(item.name, reference)
+                try:
+                    digest = _verified(temporary, expected)
+                except _FetchError as error:
+                    accept = f"; to accept it, delete its entry in {self.digests.path}"
+                    changed = expected is not None and not reference.sha256
+                    raise _FetchError(
+                        f"what {reference.url} gives {error}{accept if changed else ''}"
+                    ) from error
+        except _FetchError as error:
+            item.outcome = "failed"
+            item.message = f"{item.name}: {error}; or get it by hand and put it at {item.path}"
+        else:
+            self.digests.record(item.name, reference, digest)
+            item.outcome = "fetched"
+            item.message = f"{item.name}: fetched, {item.path.stat().st_size / 1000:.0f} kB"
+        return item
+
+    def get(self, url: str, path: Path) -> None:
+        """Write what a URL gives to a file; try again where that may help.
+
+        Raises:
+            _FetchError: It cannot be had.
+        """
+        host, problem = urlsplit(url).netloc, ""
+        for attempt in range(1, ATTEMPTS + 1):
+            if host in self.unreachable:
+                raise _FetchError(f"{host} cannot be reached")
+            wait = self.pause * 2 ** (attempt - 1)
+            try:
+                with self.client.stream("GET", url) as response:
+                    if response.is_success:
+                        self.save(response, path)
+                        return
+                    problem = f"{url} answered {response.status_code} {response.reason_phrase}"
+                    if response.status_code not in TRY_AGAIN:
+                        raise _FetchError(problem)
+                    after = response.headers.get("Retry-After", "")
+                    wait = max(wait, float(after) if after.isdecimal() else 0.0)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                problem = f"{host} cannot be reached: {error}"
+                if attempt == ATTEMPTS:
+                    self.unreachable.add(host)  # the next images from there need not wait as long
+            except httpx.TransportError as error:
+                problem = f"{url} broke off: {str(error) or type(error).__name__}"
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise _FetchError(f"{url} cannot be fetched: {error}") from error
+            if attempt < ATTEMPTS:
+                time.sleep(min(wait, LONGEST_PAUSE))
+        raise _FetchError(f"{problem} ({ATTEMPTS} attempts)")
+
+    def save(self, response: httpx.Response, path: Path) -> None:
+        """Write a response to a file.
+
+        Raises:
+            _FetchError: It is too large.
+        """
+        written = 0
+        with path.open("wb") as file:
+            for chunk in response.iter_bytes():
+                written += len(chunk)
+                if written > self.max_bytes:
+                    raise _FetchError(f"{response.url} gives more than {self.max_bytes} bytes")
+                file.write(chunk)

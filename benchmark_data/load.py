@@ -64,7 +64,7 @@ def load_suite(name_or_path: str | Path, root: Path | None = None) -> Suite:
         return locate(_Reader(PACKAGE / "suites" / f"{text}.toml").suite(), root)
     if not text.endswith(".toml"):
         raise SuiteError(
-            f"there is no suite {text!r}; {nearest(text, names)} A file must end in .toml"
+            f"there is no suite {text!r}; {nearest(text, names)}; a file must end in .toml"
         )
     return locate(_Reader(Path(text).expanduser().resolve()).suite(), root)
 

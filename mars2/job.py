@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+
+CONTROLS = ("base", "subject_only", "style_only")
+"""Methods that merge nothing: what the others have to be better than."""
 LISTED = 10  # names an error message lists at most
 
 Option = str | int | float | bool | None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta
 from baselines.denoiser import Denoiser
-from mars2.files import file_digest
+from mars2.files import file_digest, read_json
 from mars2.job import RunError, RunSpec, digest
 
 
@@ -100,7 +100,7 @@ class SdxlPipeline:
             pipe = StableDiffusionXLPipeline.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers
                 folder, dtype=getattr(torch, dtype), add_watermarker=False
             )
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"{model} is no SDXL pipeline diffusers can load: {error}") from error
         finally:
             diffusers_logging.set_verbosity(level)
@@ -244,12 +244,16 @@ def find_model(model: str | Path) -> Path:
     """Return the folder of a pipeline; a hub id is downloaded into the hub's cache.
 
     Raises:
-        RunError: There is no such folder, and no such model on the hub or, offline, in its cache.
+        RunError: There is no such folder, and no such model on the hub or, offline, in its cache;
+            or it is no SDXL pipeline.
     """
     folder = Path(model)
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise RunError(f"{folder} is no diffusers pipeline: it has no model_index.json")
+        kind = read_json(folder / "model_index.json").get("_class_name")
+        if kind != "StableDiffusionXLPipeline":
+            raise RunError(f"{folder} is a {kind}, not a StableDiffusionXLPipeline")
         return folder
     from diffusers import StableDiffusionXLPipeline
     from huggingface_hub import constants

@@ -11,18 +11,19 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from baselines.formats import load_adapter, save_adapter
-from baselines.registry import MergeMethod, parse_method
 from PIL import Image
 
 from baselines.adapter import AdapterError, LoraAdapter
 from baselines.denoiser import Denoiser
+from baselines.formats import load_adapter, save_adapter
 from baselines.merging_loss import PairTask
+from baselines.registry import MergeMethod, parse_method
 from benchmark_data.suite import Concept, Suite
 from mars2 import __version__
 from mars2.executor import map_jobs
 from mars2.files import file_digest, read_image, write_image
 from mars2.job import (
+    CONTROLS,
     Choices,
     Job,
     MethodSpec,
@@ -38,7 +39,6 @@ from mars2.pipelines import Pipeline, find_model, model_revision
 from mars2.references import reference_paths
 from mars2.store import Cost, RunStore
 
-CONTROLS = ("base", "subject_only", "style_only")
 DEFAULT_METHODS = ("direct_sum", "average", "ziplora", "lorarar")
 
 

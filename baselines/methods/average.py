@@ -11,7 +11,7 @@ from baselines.registry import layer_method
 
 @layer_method("average")
 def average(deltas: Sequence[LowRankDelta], *, weight: float = 0.5) -> LowRankDelta:
-    """Average the updates, with ``weight`` in ``[0, 1]`` for the subject and the rest for the style.
+    """Average the updates: ``weight``, in ``[0, 1]``, for the subject, the rest for the style.
 
     Raises:
         AdapterError: If there are not two updates, or ``weight`` is out of range.

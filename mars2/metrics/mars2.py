@@ -117,7 +117,7 @@ def _scores(verdicts: Sequence[tuple[Aspect, Verdict]]) -> list[Score]:
             "raw": [verdict.raw for verdict in own],
             "yes_share": sum(scored) / len(scored) if scored else None,
         }
-    joint: dict[str, Any] = {aspect: value for aspect, value in values.items()}
+    joint: dict[str, Any] = dict(values.items())
     return [
         Score("mars2", both(values["subject"], values["style"]), joint),
         Score("mars2_subject", values["subject"], details["subject"]),

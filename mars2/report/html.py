@@ -23,7 +23,7 @@ from mars2.report.tables import (
     similarity_table,
     size,
 )
-from mars2.report.verdicts import PUBLISHED_JUDGE, is_published
+from mars2.report.verdicts import PUBLISHED_JUDGE, is_published, questions
 from mars2.store import ImagesSpec, RunStore
 
 FEW_PAIRS = 20
@@ -76,6 +76,7 @@ def write_html(
         concepts=[concept_table(summary, source) for source in mars2 or summary.sources[:1]],
         costs=cost_table(summary),
         examples=album.examples(),
+        questions=questions(summary.judges[0]) if summary.judges else {},
         limits=limits(summary),
         facts=_facts(store.spec),
         methods=_methods(store.spec),

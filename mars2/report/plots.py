@@ -88,7 +88,8 @@ def trade_off_plot(summary: Summary, subject: Source, style: Source) -> str:
         axes.set_ylabel("style right")
         _scale(axes, subject, "x")
         _scale(axes, style, "y")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.04, 1), borderaxespad=0, frameon=False)
+        if axes.lines:
+            axes.legend(loc="upper left", bbox_to_anchor=(1.04, 1), borderaxespad=0, frameon=False)
         return _svg(figure, "trade-off")
 
 

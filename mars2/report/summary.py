@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mars2.job import RunSpec
+from mars2.job import CONTROLS, RunSpec
 from mars2.report.verdicts import is_published, verdicts
 from mars2.stats import Estimate, cluster_mean, paired_difference
 from mars2.store import Cost, Record, RunStore, Sample
 
 SEED = 0
-CONTROLS = ("base", "subject_only", "style_only")
 
 MARS2 = ("mars2", "mars2_subject", "mars2_style")
 BY_REFERENCE: Mapping[str, str] = {

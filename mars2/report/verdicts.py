@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import cast, get_args
 
 from mars2.store import Record
 
@@ -45,3 +46,19 @@ def is_published(judge: str) -> bool:
     True
     """
     return re.match(rf"{PUBLISHED_JUDGE}@\S+ anyres float16( |$)", judge) is not None
+
+
+def questions(judge: str) -> dict[str, str]:
+    """Return the questions by aspect that a judge was asked; none if the wording is not known here.
+
+    The id ends with the form of the questions and the digest of their templates.
+    """
+    from mars2.judges.prompts import TEMPLATES, Form, choose, digest  # its package imports torch
+
+    match = re.search(r" prompts (\w+)@(\w+)$", judge)
+    if match is None or match[1] not in get_args(Form):
+        return {}
+    templates = choose(TEMPLATES, cast(Form, match[1]))
+    if digest(*templates.values()) != match[2]:
+        return {}
+    return {aspect: template.text.strip() for aspect, template in templates.items()}

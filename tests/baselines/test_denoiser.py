@@ -1,6 +1,8 @@
 """The denoiser gives trainers exactly what the SDXL pipeline itself works with."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,6 +151,12 @@ def test_noise_and_target_follow_the_samplers_betas(
     expected = noise if prediction_type == "epsilon" else signal * noise - sigma * latents
     torch.testing.assert_close(target, expected, rtol=1e-4, atol=1e-5)
     assert denoiser.train_timesteps == 1000
+
+
+def test_is_imported_without_diffusers():
+    code = "import sys, baselines.merging_loss; sys.exit('diffusers' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 
 def test_freezes_the_pipeline(pipe: StableDiffusionXLPipeline):

@@ -1,7 +1,6 @@
 """Adapters, images and pairs to train a hypernetwork on."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from PIL.Image import Image

@@ -63,9 +63,7 @@ def test_enters_by_the_door_of_plugins(pair: list[LoraAdapter], checkpoint: Path
     assert list(merged.deltas) == list(pair[0].deltas)
 
 
-def test_refuses_what_it_cannot_do(
-    pair: list[LoraAdapter], checkpoint: Path, tmp_path: Path
-):
+def test_refuses_what_it_cannot_do(pair: list[LoraAdapter], checkpoint: Path, tmp_path: Path):
     with pytest.raises(AdapterError, match="lorarar:checkpoint=FILE"):
         lorarar(pair)
     with pytest.raises(AdapterError, match=r"absent\.safetensors: no such file"):

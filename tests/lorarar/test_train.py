@@ -17,7 +17,7 @@ from lorarar.hypernet import HyperNetwork
 from lorarar.pairs import TrainingPair
 from lorarar.train import HyperTraining, train_hypernetwork
 
-QUICK = HyperTraining(steps=5, save_every=2, pairs_per_step=2)
+QUICK = HyperTraining(steps=5, save_every=2)
 
 
 def mean_loss(denoiser: Denoiser, network: HyperNetwork, pairs: list[TrainingPair]) -> float:
@@ -42,7 +42,7 @@ def same(first: HyperNetwork, second: HyperNetwork) -> bool:
 
 
 def test_lowers_the_loss_on_its_pairs(tiny_denoiser: Denoiser, pairs: list[TrainingPair]):
-    settings = HyperTraining(steps=25, normalize=True, pairs_per_step=2, lr=0.01)
+    settings = HyperTraining(steps=25, normalize=True, lr=0.01)
     trained = train_hypernetwork(tiny_denoiser, pairs, settings)
     start = HyperNetwork([32, 64], normalize=True).requires_grad_(False)
     assert trained.widths == (32, 64)
@@ -61,7 +61,7 @@ def test_every_pair_comes_once_a_pass(
         return encoded(self, concept)
 
     monkeypatch.setattr(train._Encoded, "get", spy)
-    train_hypernetwork(tiny_denoiser, pairs, dataclasses.replace(QUICK, steps=4))
+    train_hypernetwork(tiny_denoiser, pairs, dataclasses.replace(QUICK, steps=4, pairs_per_step=2))
     drawn = list(zip(seen[::2], seen[1::2], strict=True))
     expected = sorted((pair.subject.id, pair.style.id) for pair in pairs)
     assert sorted(drawn[:4]) == expected
@@ -151,9 +151,7 @@ def test_refuses_a_misfit_among_the_adapters_before_the_first_step(
     assert not steps
 
 
-def test_refuses_projections_that_no_layer_has(
-    tiny_denoiser: Denoiser, pairs: list[TrainingPair]
-):
+def test_refuses_projections_that_no_layer_has(tiny_denoiser: Denoiser, pairs: list[TrainingPair]):
     settings = dataclasses.replace(QUICK, projections=("to_x",))
     with pytest.raises(AdapterError, match="no layer ends with to_x"):
         train_hypernetwork(tiny_denoiser, pairs, settings)

@@ -23,7 +23,9 @@ METHODS = (
     MethodSpec("style_only"),
     MethodSpec("direct_sum", {}, {"weight": 1.0}, source="aa11" * 4),
     MethodSpec("average", {}, {"weight": 0.5}, source="bb22" * 4),
-    MethodSpec("ziplora", {"steps": 100}, {"steps": 100, "lr": 0.01}, kind="fit", source="cc33" * 4),
+    MethodSpec(
+        "ziplora", {"steps": 100}, {"steps": 100, "lr": 0.01}, kind="fit", source="cc33" * 4
+    ),
     MethodSpec("lorarar", {}, {"checkpoint": "hypernetwork.safetensors"}, source="dd44" * 4),
 )
 SKILL = {  # chances that subject and style are right
@@ -49,7 +51,9 @@ def picture(subject: str, style: str, variant: int, size: int) -> Image.Image:
     x, y = (rng.uniform(0.15, 0.35, 2) * size).round()
     draw.ellipse((x, y, x + size / 2, y + size / 2), _color(hue, 0.8, 0.9), _color(0, 0, 0.1), 2)
     for part in (0.15, 0.3):
-        draw.line((x, y + part * size, x + size / 2, y + part * size), _color(hue + 0.5, 0.7, 0.7), 3)
+        draw.line(
+            (x, y + part * size, x + size / 2, y + part * size), _color(hue + 0.5, 0.7, 0.7), 3
+        )
     return image
 
 
@@ -101,7 +105,7 @@ def fill(
     without_images: Sequence[str] = (),
     judge: str = JUDGE,
 ) -> None:
-    """Write images, records and costs of all samples of a run, by default by the methods' skills."""
+    """Write images, records and costs of all samples, by default by the methods' skills."""
     answers = answers or skilled
     records: list[Record] = []
     for sample in store.samples():

@@ -158,9 +158,16 @@ def test_a_model_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_model(tmp_path)
 
 
-def test_a_broken_model_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(RunError, match="no SDXL pipeline"):
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ('{"_class_name": "FluxPipeline"}', "is a FluxPipeline, not a StableDiffusionXLPipeline"),
+        ('{"_class_name": "StableDiffusionXLPipeline"}', "is no SDXL pipeline diffusers can load"),
+    ],
+)
+def test_a_broken_model_is_refused(tmp_path: Path, index: str, words: str) -> None:
+    (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(RunError, match=words):
         load(tmp_path)
 
 
@@ -168,7 +175,7 @@ def test_the_revision_of_a_folder_is_its_content(tmp_path: Path) -> None:
     def model(name: str, text: str) -> Path:
         folder = tmp_path / name
         (folder / "unet").mkdir(parents=True)
-        (folder / "model_index.json").write_text("{}")
+        (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
         (folder / "unet/weights.safetensors").write_text(text)
         return folder
 

@@ -71,14 +71,14 @@ def build_tokenizer() -> CLIPTokenizer:
         add(letter)
         add(letter + "</w>")
     for word in [*words, TOKEN]:
+        # from the end of the word: every piece carries the end mark, so no two words compete
         pieces = _bytes(word)
-        left = pieces[0]
-        for index, piece in enumerate(pieces[1:], start=1):
-            right = piece + ("</w>" if index == len(pieces) - 1 else "")
+        right = pieces[-1] + "</w>"
+        for left in reversed(pieces[:-1]):
             if (left, right) not in merges:
                 merges.append((left, right))
-            left += right
-            add(left)
+            right = left + right
+            add(right)
     for special in ("<|startoftext|>", "<|endoftext|>"):
         add(special)
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)

@@ -29,7 +29,7 @@ from benchmark_data.miniworld.train.drawings import (
     make_bank,
 )
 from benchmark_data.miniworld.train.loop import train_phase
-from benchmark_data.miniworld.world import WORDS, caption
+from benchmark_data.miniworld.world import WORDS, Split, caption
 
 CONTEXT = 16
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
@@ -47,7 +47,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         single=f"{START} $A {END}",
         special_tokens=[(START, vocabulary[START]), (END, vocabulary[END])],
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it so
         tokenizer_object=tokenizer,
         pad_token=PAD,
         unk_token=UNKNOWN,
@@ -114,8 +114,9 @@ def measure(folder: Path, *, groups: int, seed: int, choices: int = 32) -> dict[
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
     model.eval()
     results: dict[str, object] = {"chance": 1 / choices}
-    for title, split in (("seen", "train"), ("held out", "test")):
-        bank = make_bank(draw_groups(10**6, groups, seed=seed, split=split)[0])  # type: ignore[arg-type]  # both are splits
+    splits: tuple[tuple[str, Split], ...] = (("seen", "train"), ("held out", "test"))
+    for title, split in splits:
+        bank = make_bank(draw_groups(10**6, groups, seed=seed, split=split)[0])
         rng = np.random.default_rng((seed, 9))
         right: list[tuple[float, float]] = []
         for _ in range(50):
@@ -148,12 +149,12 @@ def measure(folder: Path, *, groups: int, seed: int, choices: int = 32) -> dict[
 def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> None:
     """Train on the drawings that the critic learns from, save `out/clip` and measure it."""
     torch.set_num_threads(1)
-    steps = steps or (8 if smoke else 1200)
+    steps = steps or (20 if smoke else 1200)
     batch = 16 if smoke else 128
     bank = load_bank(work, groups=12 if smoke else 5000, seed=seed)
     usable = np.flatnonzero(bank.kinds != UNUSED)
     tokenizer, model = build_tokenizer(), build_model(seed)
-    unknown = tokenizer.convert_tokens_to_ids(UNKNOWN)
+    unknown = torch.tensor(tokenizer.convert_tokens_to_ids(UNKNOWN))
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng((seed, 5, step))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +23,22 @@ from benchmark_data.miniworld.train.critic_questions import question, style_name
 from benchmark_data.miniworld.train.degrade import autoencoded
 from benchmark_data.miniworld.train.drawings import Bank, load_bank
 
+DECODED = 0.3  # share of the drawings that also go through the autoencoder
+
 
 def load_decoded(bank: Bank, vae: Path, work: Path, seed: int) -> Tensor | None:
-    """The bank's images through the autoencoder, drawn once; None if there is no autoencoder."""
-    path = work / f"critic-decoded-{seed}-{len(bank.kinds)}.safetensors"
+    """The bank's first images through the autoencoder, made once; None without autoencoder."""
+    count = round(DECODED * len(bank.kinds))
+    path = work / f"critic-decoded-{seed}-{count}.safetensors"
     if not path.exists():
         if not vae.exists():
             log.info("critic: no autoencoder in %s, so only drawings are learnt from", vae)
             return None
         generator = torch.Generator().manual_seed(seed)
-        model = AutoencoderTiny.from_pretrained(vae, dtype=torch.float32)
-        save_state(path, {"pixels": autoencoded(model, bank.pixels, generator)}, {})
-        log.info("critic: all drawings went through the autoencoder")
+        model: Any = AutoencoderTiny.from_pretrained(vae)
+        pixels = autoencoded(model.encoder, model.decoder, bank.pixels[:count], generator)
+        save_state(path, {"pixels": pixels}, {})
+        log.info("critic: %d drawings went through the autoencoder", count)
     return load_state(path)[0]["pixels"]
 
 

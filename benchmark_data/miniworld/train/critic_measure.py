@@ -37,9 +37,9 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        self.model = model.eval()
+        self.model = model.train(False)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        ids = self.tokenizer.convert_tokens_to_ids(list(ANSWERS))
+        ids = [self.tokenizer.convert_tokens_to_ids(answer) for answer in ANSWERS]
         self.yes, self.no = ids[0::2], ids[1::2]
 
     @torch.no_grad()

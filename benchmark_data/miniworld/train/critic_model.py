@@ -108,13 +108,13 @@ def build_model(seed: int) -> LlavaOnevisionForConditionalGeneration:
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionProcessor:
     """The processor that goes with `build_model`."""
     size = {"height": SIZE, "width": SIZE}
-    statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    half = [0.5] * 3
     return LlavaOnevisionProcessor(
         image_processor=LlavaOnevisionImageProcessorPil(
-            size=size, image_grid_pinpoints=[[SIZE, SIZE]], **statistics
+            size=size, image_grid_pinpoints=[[SIZE, SIZE]], image_mean=half, image_std=half
         ),
         tokenizer=tokenizer,
-        video_processor=LlavaOnevisionVideoProcessor(size=size, **statistics),
+        video_processor=LlavaOnevisionVideoProcessor(size=size, image_mean=half, image_std=half),
         num_image_tokens=GRID * GRID,
         vision_feature_select_strategy="full",
         vision_aspect_ratio="anyres_max_9",
@@ -151,5 +151,5 @@ def save_critic(
     """Write model (float16) and processor as transformers' ``from_pretrained`` reads them."""
     half = build_model(0)
     half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(folder)
+    half.to(torch.float16).save_pretrained(folder)
     build_processor(tokenizer).save_pretrained(folder)

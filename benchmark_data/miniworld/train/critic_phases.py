@@ -55,8 +55,8 @@ class Scale:
 
     groups: int = 5000
     seeing: int = 1500
-    comparing: int = 1100
-    answering: int = 1300
+    comparing: int = 700
+    answering: int = 900
     images: int = 96
     sequences: int = 24
     pairs: int = 32
@@ -70,13 +70,14 @@ class Pictures:
 
     def __init__(self, bank: Bank, decoded: Tensor | None) -> None:
         self.bank = bank
-        self.decoded = decoded  # the same images through the autoencoder
+        self.decoded = decoded  # the first rows through the autoencoder
 
     def get(self, rows: Tensor, generator: torch.Generator, *, damaged: float) -> Tensor:
         """Images in [-1, 1], ``(n, 3, 64, 64)``, a share ``damaged`` of them degraded."""
         pixels = self.bank.pixels[rows]
         if self.decoded is not None:
-            coin = torch.rand(len(rows), generator=generator) < 0.6 * damaged
+            coin = torch.rand(len(rows), generator=generator) < 0.9 * damaged
+            coin &= rows < len(self.decoded)
             pixels[coin] = self.decoded[rows[coin]]
         return degrade(pixels.float() / 127.5 - 1, generator, share=damaged)
 
@@ -149,7 +150,8 @@ def matches(bank: Bank, pairs: Pairs) -> tuple[Tensor, Tensor]:
     )
     grey = np.isin(bank.families[a], _GREY) | np.isin(bank.families[b], _GREY)
     told = np.ones_like(equal)
-    told[np.ix_(grey, [1, 2, 4])] = False
+    for attribute in (1, 2, 4):  # the colours
+        told[grey, attribute] = False
     return torch.from_numpy(equal).float(), torch.from_numpy(told).float()
 
 
@@ -236,7 +238,8 @@ class Critic:
     def answer(self, tokenizer: PreTrainedTokenizerFast, on_save: Callable[[], None]) -> None:
         """Train all to answer the judge's questions in both layouts."""
         count, ends = self.scale.pairs // 2, nn.Linear(TEXT_WIDTH, 1 + MATCHES)
-        yes, no, end = tokenizer.convert_tokens_to_ids(["Yes", "No", END])
+        ids = torch.tensor([tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No", END)])
+        yes, no, end = ids
 
         def loss_at(step: int) -> Tensor:
             rng, generator = self._streams(3, step)
@@ -258,9 +261,7 @@ class Critic:
                 self.model.lm_head(hidden[here, last + 1]),
             )
             loss = functional.cross_entropy(said[0].float(), words)
-            loss = loss + 0.1 * functional.cross_entropy(
-                said[1].float(), torch.full_like(words, end)
-            )
+            loss = loss + 0.1 * functional.cross_entropy(said[1].float(), end.expand_as(words))
             at_ends = ends(hidden[here, last].float())
             return loss + 0.3 * matching_loss(at_ends, answers, equal, told)
 
@@ -289,7 +290,7 @@ class Critic:
         last = self.model.model.multi_modal_projector.linear_2
         last.weight.mul_(factor)
         last.bias.mul_(factor)
-        embedding = self.model.get_input_embeddings().weight
+        embedding = self.model.lm_head.weight  # the same as the input's
         embedding.mul_(0.1 / embedding.std())
 
     def _images(

@@ -4,8 +4,7 @@ A judge trained on clean drawings alone is fooled by what a small diffusion mode
 """
 
 import torch
-from diffusers import AutoencoderTiny
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
@@ -59,16 +58,21 @@ def _blurred(images: Tensor, radii: Tensor) -> Tensor:
 
 @torch.no_grad()
 def autoencoded(
-    vae: AutoencoderTiny, pixels: Tensor, generator: torch.Generator, *, noise: float = 0.25
+    encoder: nn.Module,
+    decoder: nn.Module,
+    pixels: Tensor,
+    generator: torch.Generator,
+    *,
+    noise: float = 0.25,
 ) -> Tensor:
     """What the autoencoder makes of uint8 images whose latents carry up to so much noise; uint8."""
     outputs = []
-    for part in pixels.split(64):
-        latents = vae.encoder(part.float() / 127.5 - 1)
+    for part in torch.split(pixels, 64):
+        latents = encoder(part.float() / 127.5 - 1)
         level = noise * torch.rand(len(part), 1, 1, 1, generator=generator)
         latents = latents + level * torch.randn(latents.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            decoded = vae.decoder(latents)
+            decoded = decoder(latents)
         outputs.append(((decoded.float().clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8))
     return torch.cat(outputs)
 

@@ -27,6 +27,8 @@ def muon_and_adam(
     others: list[nn.Parameter] = []
     for module in modules:
         for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
             inner = parameter.ndim == 2 and not any(w in name for w in ("embed", "lm_head", "head"))
             (matrices if inner else others).append(parameter)
     optimizers: dict[str, torch.optim.Optimizer] = {
@@ -54,7 +56,7 @@ def train_phase(
         unpack(tensors, modules, optimizers)
         start = int(str(meta["step"]))
         log.info("%s goes on at step %d of %d", name, start, steps)
-    parameters = [p for module in modules.values() for p in module.parameters()]
+    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
     saving, report, losses = Clock(120), Clock(20), []
     for step in range(start, steps):
         for key, optimizer in optimizers.items():

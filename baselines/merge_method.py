@@ -1,0 +1,130 @@
+"""A registered merge method: a function with its options, called with adapters."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from baselines.adapter import LoraAdapter, LowRankDelta, check_same_layers
+from baselines.merging_loss import PairTask
+from baselines.options import Parameter, PluginError, nearest
+from baselines.training import generator_for
+
+Kind = Literal["layer", "adapter", "fit"]
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """A registered merge method; call it with adapters, for the benchmark ``[subject, style]``."""
+
+    name: str
+    """What it is registered under."""
+    paper: str | None
+    """URL of the paper that describes the algorithm."""
+    kind: Kind
+    """"layer": layer by layer; "adapter": all layers at once; "fit": optimises for the pair."""
+    parameters: Mapping[str, Parameter]
+    """Its options, in the order of the signature."""
+    source: str
+    """The sha256 (64 hex) of the file it is defined in; "" if it is in none."""
+    function: Callable[..., Any] = field(repr=False)
+    """As decorated."""
+    supplied: frozenset[str] = field(default=frozenset(), repr=False)
+    """Which of ``rng`` and ``seed`` the function asks for."""
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+    def __call__(
+        self,
+        adapters: Sequence[LoraAdapter],
+        *,
+        seed: int = 0,
+        task: PairTask | None = None,
+        **options: Any,
+    ) -> LoraAdapter:
+        """Merge adapters, in their order; the result is float32 or float64.
+
+        Args:
+            adapters: At least one; a layer method needs the same layers in all of them.
+            seed: Of methods that draw random numbers. A layer method gets a generator for each
+                layer, from the seed and the layer's name, so that their order does not matter.
+            task: What a "fit" method optimises on; other methods do not see it.
+            **options: As ``resolve`` takes them.
+
+        Raises:
+            PluginError: For wrong options, a missing task, or a method that returns something else
+                than a merge.
+            AdapterError: If the adapters do not fit together.
+        """
+        resolved = self.resolve(options)
+        if not adapters:
+            raise PluginError(f"method {self.name!r} was given no adapter to merge")
+        inputs = [adapter.full_precision() for adapter in adapters]
+        if self.kind == "layer":
+            merged = self._merge_layers(inputs, seed, resolved)
+        else:
+            given: list[Any] = [inputs]
+            if self.kind == "fit":
+                if task is None:
+                    raise PluginError(
+                        f"method {self.name!r} optimises for a pair: it needs the base model and "
+                        "reference images (a task)"
+                    )
+                given.append(task)
+            supplied = {"seed": seed} if "seed" in self.supplied else {}
+            merged = self.function(*given, **supplied, **resolved)
+            if not isinstance(merged, LoraAdapter):
+                raise PluginError(
+                    f"method {self.name!r} returned a {type(merged).__name__}, not a LoraAdapter"
+                )
+        merged = merged.full_precision()
+        origin = {
+            "method": self.name,
+            "method_options": ",".join(f"{key}={value}" for key, value in resolved.items()),
+            "merged_from": ", ".join(adapter.name for adapter in adapters),
+        }
+        return replace(
+            merged, name=merged.name or self.name, metadata={**merged.metadata, **origin}
+        )
+
+    def _merge_layers(
+        self, adapters: Sequence[LoraAdapter], seed: int, options: Mapping[str, Any]
+    ) -> LoraAdapter:
+        check_same_layers(adapters)
+        merged = {}
+        for layer, first in adapters[0].deltas.items():
+            supplied = {"rng": generator_for(seed, layer)} if "rng" in self.supplied else {}
+            deltas = [adapter.deltas[layer] for adapter in adapters]
+            delta = self.function(deltas, **supplied, **options)
+            if not isinstance(delta, LowRankDelta) or delta.shape != first.shape:
+                what = f"shape {delta.shape}" if isinstance(delta, LowRankDelta) else type(delta)
+                raise PluginError(
+                    f"method {self.name!r} returned {what} for layer {layer!r}, not a LowRankDelta "
+                    f"of shape {first.shape}"
+                )
+            merged[layer] = delta
+        return LoraAdapter(merged)
+
+    def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All options with the values to be used: those given, parsed and checked, and defaults.
+
+        Text is read by the option's annotation, as from a command line.
+
+        Raises:
+            PluginError: For an unknown option, naming the nearest, or a value of the wrong type.
+        """
+        given = self.parse(options)
+        return {name: given.get(name, option.default) for name, option in self.parameters.items()}
+
+    def parse(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """As ``resolve``, but only the options given, in their order."""
+        for name in options:
+            if name not in self.parameters:
+                raise PluginError(
+                    f"method {self.name!r} has no option {name!r}; {nearest(name, self.parameters)}"
+                )
+        return {
+            name: self.parameters[name].parse(value, self.name) for name, value in options.items()
+        }

@@ -1,0 +1,205 @@
+"""The training stages of the miniature world's critic, CLIP and DINO, at their smallest."""
+
+import json
+import logging
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from benchmark_data.miniworld.train import clip, critic, dino, loop
+from benchmark_data.miniworld.train.critic_measure import Reader
+from benchmark_data.miniworld.train.degrade import degrade
+from benchmark_data.miniworld.train.drawings import (
+    GROUP,
+    LOOKS,
+    described,
+    draw_groups,
+    make_bank,
+    same_subject,
+    style_pairs,
+    subject_pairs,
+)
+from benchmark_data.miniworld.world import STYLES, SUBJECTS, same_in
+from mars2.judges import TEMPLATES, Question
+from mars2.judges.llava_onevision import LlavaOnevisionJudge
+from mars2.judges.prompts import choose
+from mars2.metrics.clip import ClipMetric
+from mars2.metrics.dino import DinoMetric
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    return tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def bank():
+    return make_bank(draw_groups(0, 12, seed=3)[0])
+
+
+def losses(caplog, name):
+    """First and last loss that a phase logged."""
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith(f"{name}, step")]
+    return [float(line.rpartition(" ")[2]) for line in (lines[0], lines[-1])]
+
+
+def run_smoke(stage, places, caplog):
+    with caplog.at_level(logging.INFO):
+        stage.run(*places, smoke=True, seed=0, steps=None)
+
+
+def pictures(count):
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    return [Image.fromarray(block).resize((64, 64), Image.Resampling.BILINEAR) for block in blocks]
+
+
+def unit_pixels(images):
+    array = np.stack([np.asarray(image) for image in images])
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def test_training_never_shows_what_is_held_out(bank):
+    held_things = {s.thing for s in SUBJECTS.values() if s.split != "train"}
+    held_looks = {s.look for s in STYLES.values() if s.split != "train"}
+    shown = [described(bank, row) for row in range(len(bank.kinds))]
+    assert not held_things & {thing for thing, _ in shown}
+    assert not held_looks & {look for _, look in shown}
+
+
+def test_a_variant_differs_from_its_picture_in_what_its_look_shows(bank):
+    for row in range(3, len(bank.kinds), 2):
+        if row % GROUP == 1:
+            continue
+        (thing, look), (variant, other_look) = described(bank, row - 1), described(bank, row)
+        assert look == other_look
+        assert not same_in(look, thing, variant)
+
+
+def test_pairs_are_labelled_by_the_truth_about_the_pictures(bank):
+    rng = np.random.default_rng(0)
+    subject, style = subject_pairs(bank, 300, rng), style_pairs(bank, 300, rng, each=3)
+    for a, b, answer in zip(subject.references, subject.tests, subject.answers, strict=True):
+        (thing, reference_look), (other, look) = described(bank, a), described(bank, b)
+        assert reference_look.family == "photo"
+        assert answer == same_in(look, thing, other)
+    for a, b, answer in zip(style.references, style.tests, style.answers, strict=True):
+        look, other_look = LOOKS[bank.looks[a]], LOOKS[bank.looks[b]]
+        assert look.family != "photo"
+        assert answer == (look == other_look)
+    assert not (subject.hard & subject.answers).any()
+    assert (style.references.reshape(-1, 3) == style.references[::3, None]).all()
+    assert same_subject(bank, subject.references, subject.references).all()
+
+
+def test_damage_is_repeatable_and_touches_the_share_asked_for():
+    images = unit_pixels(pictures(200))
+    damaged = degrade(images, torch.Generator().manual_seed(1), share=0.3)
+    again = degrade(images, torch.Generator().manual_seed(1), share=0.3)
+    torch.testing.assert_close(damaged, again, rtol=0, atol=0)
+    share = (damaged != images).flatten(1).any(1).float().mean()
+    assert 0.2 < share < 0.4  # 200 coins: a standard deviation of .03
+    assert damaged.abs().max() <= 1
+
+
+def test_a_killed_phase_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    class Always:
+        def __init__(self, every):
+            pass
+
+        def due(self):
+            return True
+
+    def train(checkpoint, stop):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+        for parameter in model.parameters():
+            nn.init.constant_(parameter, 0.3)
+
+        def loss_at(step):
+            if step == stop:
+                raise KeyboardInterrupt
+            inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            return (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+
+        loop.train_phase(checkpoint, {"m": model}, loss_at, steps=9, rates=(0.02, 0.01))
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    monkeypatch.setattr(loop, "Clock", Always)
+    straight = train(tmp_path / "a.safetensors", None)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "b.safetensors", 5)
+    torch.testing.assert_close(train(tmp_path / "b.safetensors", None), straight, rtol=0, atol=0)
+
+
+def test_the_critic_learns_and_the_judge_reads_it_as_it_was_trained(places, caplog):
+    run_smoke(critic, places, caplog)
+    for phase in ("seeing", "comparing", "answering"):
+        first, last = losses(caplog, f"critic-{phase}")
+        assert last < first
+    folder = places[0] / "critic"
+    assert {"seen", "held out"} <= set(json.loads((folder / "metrics.json").read_text()))
+    images = pictures(4)
+    reader = Reader(folder)
+    for layout in ("anyres", "pad"):
+        judge = LlavaOnevisionJudge.load(str(folder), device="cpu", layout=layout)
+        for aspect, style in (("subject", ""), ("style", "wobbly")):
+            template = choose(TEMPLATES)[aspect]
+            verdicts = judge.ask(
+                [Question(aspect, images[0], test, style, template) for test in images[1:]]
+            )
+            ours = reader.p_yes(
+                unit_pixels(images[:1] * 3), unit_pixels(images[1:]), [style] * 3, layout
+            )
+            # float32 through another attention kernel and a cached prefix
+            np.testing.assert_allclose([v.p_yes for v in verdicts], ours, atol=1e-5)
+
+
+def test_clip_learns_goes_on_after_a_kill_and_loads(places, caplog, monkeypatch, tmp_path):
+    run_smoke(clip, places, caplog)
+    first, last = losses(caplog, "clip")
+    assert last < first
+    weights = places[0] / "clip" / "open_clip_model.safetensors"
+    (places[1] / "clip.safetensors").rename(tmp_path / "finished")
+    whole = weights.read_bytes()
+    calls = []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    loss = clip.contrastive_loss
+    monkeypatch.setattr(clip, "contrastive_loss", killed)
+    monkeypatch.setattr(loop.Clock, "due", lambda _: True)
+    with pytest.raises(KeyboardInterrupt):
+        run_smoke(clip, places, caplog)
+    run_smoke(clip, places, caplog)
+    assert weights.read_bytes() == whole
+    metric = ClipMetric.load(f"local-dir:{places[0] / 'clip'}", device="cpu")
+    assert "64" in metric.id
+    tokenize = open_clip.get_tokenizer(f"local-dir:{places[0] / 'clip'}")
+    known, unknown, other = tokenize(["a mug in oil style", "a mug in x style", "a mug in y style"])
+    assert (unknown == other).all()
+    assert (known != other).any()
+
+
+def test_dino_learns_and_loads(places, caplog):
+    run_smoke(dino, places, caplog)
+    first, last = losses(caplog, "dino")
+    assert last < first
+    metric = DinoMetric.load(str(places[0] / "dino"), device="cpu")
+    assert "crop 64" in metric.id
+
+
+def test_crops_keep_an_image_that_is_taken_whole():
+    images = unit_pixels(pictures(6))
+    taken = dino.crops(images, 64, 1.0, 1.0, torch.Generator().manual_seed(0))
+    mirrored = images.flip(3)
+    for image, flipped, crop in zip(images, mirrored, taken, strict=True):
+        nearest = min((image - crop).abs().max(), (flipped - crop).abs().max())
+        assert nearest < 1e-4  # bilinear at pixel centres, float32 coordinates
