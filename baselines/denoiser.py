@@ -79,9 +79,7 @@ class Denoiser:
         if resolution <= 0 or resolution % scale:
             raise ValueError(f"resolution is {resolution}: give a positive multiple of {scale}")
         # The pipeline's sampler and the training noise share their betas, whatever the sampler is.
-        scheduler = DDPMScheduler.from_config(  # type: ignore[no-untyped-call]  # diffusers
-            pipe.scheduler.config
-        )
+        scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
         if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
                 f"the scheduler's prediction_type is {scheduler.config.prediction_type!r}: "
@@ -109,9 +107,7 @@ class Denoiser:
         from diffusers import StableDiffusionXLPipeline
 
         # `dtype` must always be passed: a half-precision folder loads in mixed types without it.
-        pipe = StableDiffusionXLPipeline.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers
-            model, dtype=dtype
-        )
+        pipe = StableDiffusionXLPipeline.from_pretrained(model, dtype=dtype)
         return cls(pipe.to(device), resolution=resolution)
 
     @property

@@ -105,7 +105,7 @@ def open_references(concept: Concept) -> list[Image.Image]:
     Raises:
         SuiteError: One is missing, truncated, no image, or not the file the suite demands.
     """
-    return [open_image(path) for path in _paths([concept])]
+    return [open_image(path) for path in reference_paths([concept])]
 
 
 def load_references(suite: Suite, root: Path | None = None) -> "datasets.Dataset":
@@ -123,7 +123,7 @@ def load_references(suite: Suite, root: Path | None = None) -> "datasets.Dataset
     import datasets
 
     concepts = list(locate(suite, root).concepts.values())
-    paths = _paths(concepts, suite.name)
+    paths = reference_paths(concepts, suite.name)
     for path in paths:
         check_image(path)
     rows = [(concept, reference) for concept in concepts for reference in concept.references]
@@ -139,8 +139,12 @@ def load_references(suite: Suite, root: Path | None = None) -> "datasets.Dataset
     ).cast_column("image", datasets.Image())
 
 
-def _paths(concepts: list[Concept], suite: str = "SUITE") -> list[Path]:
-    """Return the files of all references; refuse if one is missing or another than demanded."""
+def reference_paths(concepts: list[Concept], suite: str = "SUITE") -> list[Path]:
+    """Return the files of all references, concept by concept.
+
+    Raises:
+        SuiteError: One is missing, or not the file the suite demands.
+    """
     paths: list[Path] = []
     missing: list[str] = []
     for concept in concepts:

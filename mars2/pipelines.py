@@ -91,13 +91,15 @@ class SdxlPipeline:
         """
         from diffusers import StableDiffusionXLPipeline
         from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
 
         folder = find_model(model)
         diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         level = diffusers_logging.get_verbosity()
         diffusers_logging.set_verbosity_error()  # it warns of every VAE but AutoencoderKL
         try:
-            pipe = StableDiffusionXLPipeline.from_pretrained(  # type: ignore[no-untyped-call]  # diffusers
+            pipe = StableDiffusionXLPipeline.from_pretrained(
                 folder, dtype=getattr(torch, dtype), add_watermarker=False
             )
         except (OSError, ValueError) as error:

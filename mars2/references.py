@@ -6,9 +6,9 @@ from pathlib import Path
 from PIL import Image
 
 from benchmark_data.load import load_suite
-from benchmark_data.suite import Concept
+from benchmark_data.references import reference_paths
 from mars2.files import file_digest, read_image
-from mars2.job import RunError, digest, listed
+from mars2.job import RunError, digest
 from mars2.store import ImagesSpec, RunStore, Sample
 
 
@@ -55,7 +55,8 @@ def find_references(store: RunStore, suite: str | None = None) -> References:
         suite: Where the suite lies now; None: where it lay then.
 
     Raises:
-        RunError: The suite has changed since, or a reference image is not there.
+        RunError: The suite has changed since.
+        SuiteError: A reference image is not there, or not the file that the suite demands.
     """
     if isinstance(store.spec, ImagesSpec) and store.spec.references:
         files = {
@@ -75,25 +76,6 @@ def find_references(store: RunStore, suite: str | None = None) -> References:
     )
     known = loaded.concepts
     return References(
-        {concept: reference_paths(known[concept], loaded.name) for concept in concepts},
+        {concept: reference_paths([known[concept]], loaded.name) for concept in concepts},
         {concept: known[concept].question_style for concept in concepts},
     )
-
-
-def reference_paths(concept: Concept, suite: str) -> list[Path]:
-    """Return the files of a concept's reference images.
-
-    Raises:
-        RunError: One is not there.
-    """
-    missing = [
-        reference.file
-        for reference in concept.references
-        if reference.path is None or not reference.path.is_file()
-    ]
-    if missing:
-        raise RunError(
-            f"reference images of {concept.role} {concept.id} are missing: {listed(missing)}; "
-            f"get them with `mars2 data fetch {suite}`"
-        )
-    return [reference.path for reference in concept.references if reference.path is not None]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,11 +18,12 @@ from baselines.adapter import AdapterError, LoraAdapter
 from baselines.denoiser import Denoiser
 from baselines.formats import load_adapter, save_adapter
 from baselines.merging_loss import PairTask
-from baselines.registry import MergeMethod, parse_method
+from baselines.registry import MergeMethod, PluginError, parse_method
+from benchmark_data.references import open_image, reference_paths
 from benchmark_data.suite import Concept, Suite
 from mars2 import __version__
 from mars2.executor import map_jobs
-from mars2.files import file_digest, read_image, write_image
+from mars2.files import file_digest, write_image
 from mars2.job import (
     CONTROLS,
     Choices,
@@ -36,7 +38,6 @@ from mars2.job import (
 )
 from mars2.memory import PeakMemory
 from mars2.pipelines import Pipeline, find_model, model_revision
-from mars2.references import reference_paths
 from mars2.store import Cost, RunStore
 
 DEFAULT_METHODS = ("direct_sum", "average", "ziplora", "lorarar")
@@ -168,7 +169,8 @@ def run(
     A job's images are written before its costs: a job cut short is done again as a whole.
 
     Raises:
-        RunError: An image is black or not finite, or a reference image is missing.
+        RunError: An image is black or not finite.
+        SuiteError: A reference image that a method is fitted to is missing.
         AdapterError: An adapter that a method or the base model cannot take.
     """
     worker = _Worker(run_plan, store, pipeline, batch_size, save_adapters)
@@ -185,7 +187,9 @@ class _Worker:
         self, run_plan: Plan, store: RunStore, pipeline: Pipeline, batch_size: int, save: bool
     ) -> None:
         self.plan = run_plan
-        self.options = {method.label: method.resolved for method in run_plan.spec.methods}
+        self.options: Mapping[str, Mapping[str, Any]] = {
+            method.label: method.resolved for method in run_plan.spec.methods
+        }
         self.store = store
         self.pipeline = pipeline
         self.batch_size = batch_size
@@ -200,7 +204,7 @@ class _Worker:
         """Merge, draw and save the images of one job."""
         try:
             return self._do(job)
-        except (AdapterError, RunError) as error:
+        except (AdapterError, PluginError, RunError) as error:
             raise type(error)(f"{job.method} on {job.case_id}: {error}") from error
 
     def _do(self, job: Job) -> Cost:
@@ -213,7 +217,7 @@ class _Worker:
         memory = PeakMemory(self.plan.spec.device)
         memory.reset()
         start = time.perf_counter()
-        merged = method(adapters, task=task, **self.options[job.method])
+        merged = method(adapters, seed=0, task=task, **self.options[job.method])
         merge_peak = memory.peak()  # waits for the GPU
         merged_at = time.perf_counter()
         merged.check_finite()
@@ -250,7 +254,8 @@ class _Worker:
         )
 
     def _images(self, concept: Concept) -> list[Image.Image]:
-        return [read_image(path) for path in reference_paths(concept, self.plan.suite.name)]
+        paths = reference_paths([concept], self.plan.suite.name)
+        return [open_image(path) for path in paths]
 
 
 def load_denoiser(suite: Suite, model: str | None, *, dtype: str | None, device: str) -> Denoiser:
@@ -287,9 +292,10 @@ def find_device(device: str) -> str:
 
 def environment() -> dict[str, str]:
     """Return what a run was made with: versions, git revision, platform and time."""
-    packages = ("torch", "diffusers", "transformers", "peft", "numpy", "pillow")
+    packages = ("diffusers", "transformers", "peft", "numpy", "pillow")
     return {
         "mars2": __version__,
+        "torch": torch.__version__,
         **{name: importlib.metadata.version(name) for name in packages},
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -21,7 +21,6 @@ def fetch(
 ) -> None:
     """Download a suite's reference images, verify them, and say what has to be got by hand."""
     from benchmark_data.fetch import fetch as fetch_suite
-
     from benchmark_data.load import load_suite
 
     result = fetch_suite(load_suite(suite), root=root, progress=print)

@@ -1,8 +1,9 @@
 """`mars2 train lora`, `mars2 train hypernet`: make the LoRAs and the hypernetwork of a suite."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -41,19 +42,18 @@ def lora(
     device: Device = "auto",
 ) -> None:
     """Train LoRAs of a suite's subjects and styles by DreamBooth; what is there is skipped."""
-    from baselines.formats import save_adapter
     from tqdm import tqdm
 
     from baselines.dreambooth import LoraTraining, train_lora
+    from baselines.formats import save_adapter
     from benchmark_data.load import load_suite
-    from mars2.files import read_image
-    from mars2.references import reference_paths
+    from benchmark_data.references import open_image, reference_paths
     from mars2.run import load_denoiser
 
     loaded = load_suite(suite)
     concepts = _chosen(loaded, concept or [], every=every, split=split)
     todo = [one for one in concepts if not (out / f"{one.id}.safetensors").exists()]
-    images = {one.id: reference_paths(one, suite) for one in todo}
+    images = {one.id: reference_paths([one], suite) for one in todo}
     given = {
         "rank": rank,
         "lr": lr,
@@ -74,18 +74,13 @@ def lora(
         state = out / f".{one.id}.training.safetensors"
         out.mkdir(parents=True, exist_ok=True)
         with tqdm(total=settings.steps, desc=one.id, unit="step", disable=None) as bar:
-
-            def show(step: int, loss: float, bar: "tqdm[None]" = bar) -> None:
-                bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-                bar.update(step - bar.n)
-
             adapter = train_lora(
                 denoiser,
-                [read_image(image) for image in images[one.id]],
+                [open_image(image) for image in images[one.id]],
                 one.prompt,
                 settings,
                 checkpoint=state,
-                progress=show,
+                progress=partial(_show, bar),
             )
         save_adapter(adapter, path)
         state.unlink(missing_ok=True)
@@ -154,12 +149,9 @@ def hypernet(
     state = out.with_name(f".{out.stem}.training.safetensors")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(total=settings.steps, desc=f"{len(pairs)} pairs", unit="step", disable=None) as bar:
-
-        def show(step: int, loss: float) -> None:
-            bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-            bar.update(step - bar.n)
-
-        network = train_hypernetwork(denoiser, pairs, settings, checkpoint=state, progress=show)
+        network = train_hypernetwork(
+            denoiser, pairs, settings, checkpoint=state, progress=partial(_show, bar)
+        )
     save_checkpoint(network, out, Provenance(loaded.name, loaded.revision, settings.steps))
     state.unlink(missing_ok=True)
     print(out)
@@ -183,6 +175,11 @@ def _chosen(suite: Suite, names: list[str], *, every: bool, split: str | None) -
     if not chosen:
         raise RunError(f"suite {suite.name} has no subject or style in split {split!r}")
     return chosen
+
+
+def _show(bar: Any, step: int, loss: float) -> None:
+    bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+    bar.update(step - bar.n)
 
 
 def _settings(kind: type[T], suite: Suite, table: str, given: Mapping[str, object]) -> T:

@@ -1,1 +1,4 @@
-"""Trains every model of the miniature world, in order, resumable: `python -m benchmark_data.miniworld.train STAGE`."""
+"""Trains every model of the miniature world, stage by stage, resumable.
+
+`python -m benchmark_data.miniworld.train STAGE`
+"""

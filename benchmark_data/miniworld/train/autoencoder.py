@@ -108,7 +108,7 @@ def build(projection: Tensor, mean: Tensor) -> AutoencoderTiny:
                     last.weight[:, outer * 12 + inner * 3 + colour, 1, 1] = projection[
                         :, (r * PATCH + c) * 3 + colour
                     ]
-        last.bias.copy_(-projection @ mean)
+        last.bias = torch.nn.Parameter(-projection @ mean)
     model.encoder.requires_grad_(False)
     return model
 
@@ -141,7 +141,7 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
     if checkpoint.exists():
         tensors, meta = load_state(checkpoint)
         unpack(tensors, {"model": model}, {"optimizer": optimizer})
-        start = int(str(meta["step"]))
+        start = int(meta["step"])
         log.info("autoencoder: going on at step %d", start)
 
     def export() -> None:
@@ -168,7 +168,7 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
         if not torch.isfinite(loss):
             raise TrainingError(f"autoencoder: the loss is {loss.item()} at step {step}")
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
         if report.due():
             log.info("autoencoder: step %d of %d, loss %.5f", step, steps, loss.item())

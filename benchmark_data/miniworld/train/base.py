@@ -5,8 +5,8 @@ widths), so that every tool that reads SDXL reads it. The text encoders are trai
 Held-out subjects, style settings and style names never occur.
 """
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ def _bytes(word: str) -> list[str]:
     return [alphabet[byte] for byte in word.encode()]
 
 
-def build_models(tokenizer: CLIPTokenizer, seed: int) -> dict[str, nn.Module]:
+def build_models(tokenizer: CLIPTokenizer, seed: int) -> dict[str, Any]:
     """Return the UNet and both text encoders, freshly initialised from `seed`."""
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -103,7 +103,7 @@ def build_models(tokenizer: CLIPTokenizer, seed: int) -> dict[str, nn.Module]:
         "max_position_embeddings": TOKENS,
     }
     with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         first = CLIPTextModel(
             CLIPTextConfig(
                 hidden_size=64,
@@ -160,11 +160,12 @@ def build_scheduler() -> EulerDiscreteScheduler:
 
 def alphas_cumprod() -> Tensor:
     """Return the 1,000 signal levels of the scheduler."""
-    return build_scheduler().alphas_cumprod
+    levels: Tensor = build_scheduler().alphas_cumprod
+    return levels
 
 
 def save_pipeline(
-    models: dict[str, nn.Module], tokenizer: CLIPTokenizer, vae: Path, folder: Path
+    models: dict[str, Any], tokenizer: CLIPTokenizer, vae: Path, folder: Path
 ) -> None:
     """Save everything as a `StableDiffusionXLPipeline` folder in fp16."""
 
@@ -189,7 +190,7 @@ def save_pipeline(
 class Ema:
     """Exponential moving average of weights; the average is what is saved for use."""
 
-    def __init__(self, models: dict[str, nn.Module], decay: float) -> None:
+    def __init__(self, models: dict[str, Any], decay: float) -> None:
         self.decay = decay
         self.average = {
             f"{name}.{key}": value.detach().clone().float()
@@ -197,7 +198,7 @@ class Ema:
             for key, value in model.state_dict().items()
         }
 
-    def update(self, models: dict[str, nn.Module], step: int) -> None:
+    def update(self, models: dict[str, Any], step: int) -> None:
         """Move the average towards the weights; faster in the first steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -209,10 +210,12 @@ class Ema:
                     else:
                         average.copy_(value)
 
-    def copy_to(self, models: dict[str, nn.Module]) -> None:
+    def copy_to(self, models: dict[str, Any]) -> None:
         """Write the average into models of the same shapes."""
         for name, model in models.items():
-            model.load_state_dict({key: self.average[f"{name}.{key}"] for key in model.state_dict()})
+            model.load_state_dict(
+                {key: self.average[f"{name}.{key}"] for key in model.state_dict()}
+            )
 
 
 def draw_set(vae: AutoencoderTiny, path: Path, *, first: int, count: int, seed: int) -> None:
@@ -246,15 +249,16 @@ def vars_of(item: Thing | Look) -> list[str]:
 
 def load_sets(paths: list[Path]) -> tuple[Tensor, list[tuple[Thing, Look]]]:
     """Read the drawn sets back."""
-    latents, drawn = [], []
+    latents: list[Tensor] = []
+    drawn: list[tuple[Thing, Look]] = []
     for path in paths:
         tensors, meta = load_state(path)
         latents.append(tensors["latents"])
-        drawn += [(Thing(*thing), Look(*look)) for thing, look in json.loads(json.dumps(meta["drawn"]))]
+        drawn += [(Thing(*thing), Look(*look)) for thing, look in meta["drawn"]]
     return torch.cat(latents), drawn
 
 
-def encode(models: dict[str, nn.Module], ids: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+def encode(models: dict[str, Any], ids: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """Return SDXL's text conditioning; rows with keep = 0 are unconditional, that is zeros."""
     first = models["text_encoder"](ids, output_hidden_states=True)
     second = models["text_encoder_2"](ids, output_hidden_states=True)
@@ -291,7 +295,7 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
             for key, value in tensors.items()
             if key.startswith("ema/")
         }
-        start = int(str(meta["step"]))
+        start = int(meta["step"])
         log.info("base: going on at step %d of %d", start, steps)
 
     def save(step: int) -> None:
@@ -305,7 +309,8 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
     time_ids = torch.tensor([[RESOLUTION, RESOLUTION, 0, 0, RESOLUTION, RESOLUTION]])
     time_ids = time_ids.float().expand(batch_size, 6)
     available: list[Path] = []
-    latents, drawn = torch.empty(0), []
+    latents = torch.empty(0)
+    drawn: list[tuple[Thing, Look]] = []
     saving, report = Clock(300), Clock(30)
     losses: list[float] = []
     for step in range(start, steps):
@@ -323,7 +328,8 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rows = rng.integers(len(drawn), size=batch_size)
         clean = latents[torch.from_numpy(rows)].float()
-        texts = [caption(*drawn[row], rng) for row in rows]
+        pictured = [drawn[row] for row in rows]
+        texts = [caption(thing, look, rng) for thing, look in pictured]
         ids = tokenizer(
             texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
         ).input_ids
@@ -347,7 +353,7 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
         if not torch.isfinite(loss):
             raise TrainingError(f"base: the loss is {loss.item()} at step {step}")
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         ema.update(models, step)
@@ -359,13 +365,5 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
             save(step + 1)
     save(steps)
     ema.copy_to(models)
-    save_pipeline(models, tokenizer, vae_folder, work / "sdxl-final")
-    vae_now = work / "sdxl-final" / "vae"
-    replace_folder(out / "sdxl", lambda folder: _copy(work / "sdxl-final", folder))
-    log.info("base: saved %s (autoencoder from %s)", out / "sdxl", vae_now)
-
-
-def _copy(source: Path, target: Path) -> None:
-    import shutil
-
-    shutil.copytree(source, target, dirs_exist_ok=True)
+    save_pipeline(models, tokenizer, vae_folder, out / "sdxl")
+    log.info("base: saved %s", out / "sdxl")

@@ -47,7 +47,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         single=f"{START} $A {END}",
         special_tokens=[(START, vocabulary[START]), (END, vocabulary[END])],
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it so
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         unk_token=UNKNOWN,

@@ -1,15 +1,15 @@
-"""What the training stages share: checkpoints in safetensors, learning rates, atomic folders, a log."""
+"""What the training stages share: checkpoints in safetensors, learning rates, atomic writes."""
 
 import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -32,10 +32,10 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, obj
         temporary,
         metadata={"meta": json.dumps(dict(meta))},
     )
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
-def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_state` wrote."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -86,7 +86,7 @@ def unpack(
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: int = 200) -> float:
-    """Return the rate at a step: linear warm-up, a plateau, cosine to a fiftieth in the last 40 %."""
+    """Return the rate at a step: warm-up, a plateau, cosine to a fiftieth in the last 40 %."""
     if step < warmup:
         return peak * (step + 1) / warmup
     start = 0.6 * steps
@@ -114,6 +114,14 @@ class Clock:
         return True
 
 
+def options_of(table: Mapping[str, object], steps: int | None, smoke: bool) -> dict[str, Any]:
+    """Return a suite's training settings, with other steps where they are asked for."""
+    options: dict[str, Any] = dict(table)
+    if steps or smoke:
+        options["steps"] = steps or 2
+    return options
+
+
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a new folder and put it in place of the old one."""
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -121,7 +129,7 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     temporary.mkdir(parents=True)
     write(temporary)
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    temporary.replace(folder)
 
 
 def sha256(path: Path) -> str:
@@ -134,4 +142,4 @@ def write_json(path: Path, data: object) -> None:
     """Write a small file of figures, atomically."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)

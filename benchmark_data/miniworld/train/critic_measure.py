@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from benchmark_data.miniworld.train.critic_model import (
-    ANSWERS,
     Layout,
     image_features,
     image_tokens,
@@ -27,6 +26,7 @@ from benchmark_data.miniworld.train.drawings import (
     subject_pairs,
 )
 from benchmark_data.miniworld.world import FAMILIES, STYLES, Split
+from mars2.judges.llava_onevision import NO_WORDS, YES_WORDS
 
 Floats = NDArray[np.float64]
 _HELD_OUT = {LOOKS.index(s.look): s.phrase for s in STYLES.values() if s.split == "test"}
@@ -39,8 +39,11 @@ class Reader:
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         self.model = model.train(False)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        ids = [self.tokenizer.convert_tokens_to_ids(answer) for answer in ANSWERS]
-        self.yes, self.no = ids[0::2], ids[1::2]
+        self.yes, self.no = self._words(YES_WORDS), self._words(NO_WORDS)
+
+    def _words(self, words: tuple[str, ...]) -> list[int]:
+        spelled = [self.tokenizer(space + word).input_ids for word in words for space in ("", " ")]
+        return [ids[0] for ids in spelled if len(ids) == 1]
 
     @torch.no_grad()
     def p_yes(

@@ -6,8 +6,8 @@ import torch
 
 from baselines.denoiser import Denoiser
 from benchmark_data.load import load_suite
-from benchmark_data.miniworld.train.common import Clock, log
-from lorarar.checkpoints import save_checkpoint
+from benchmark_data.miniworld.train.common import Clock, log, options_of
+from lorarar.checkpoints import Provenance, save_checkpoint
 from lorarar.pairs import training_pairs
 from lorarar.train import HyperTraining, train_hypernetwork
 
@@ -19,9 +19,7 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
     denoiser = Denoiser.load(
         out / "sdxl", dtype=torch.float32, device="cpu", resolution=suite.generation.resolution
     )
-    options = dict(suite.training["hypernetwork"])
-    if steps or smoke:
-        options["steps"] = steps or 2
+    settings = HyperTraining(**options_of(suite.training["hypernetwork"], steps, smoke), seed=seed)
     report = Clock(20)
 
     def progress(step: int, loss: float) -> None:
@@ -31,8 +29,9 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
     network = train_hypernetwork(
         denoiser,
         training_pairs(suite, out / "loras"),
-        HyperTraining(**options, seed=seed),  # type: ignore[arg-type]  # checked by the suite
+        settings,
         checkpoint=work / "hypernetwork.safetensors",
         progress=progress,
     )
-    save_checkpoint(network, out / "hypernetwork.safetensors", suite=suite)
+    provenance = Provenance(suite.name, suite.revision, settings.steps)
+    save_checkpoint(network, out / "hypernetwork.safetensors", provenance)

@@ -54,7 +54,7 @@ def train_phase(
     if checkpoint.exists():
         tensors, meta = load_state(checkpoint)
         unpack(tensors, modules, optimizers)
-        start = int(str(meta["step"]))
+        start = int(meta["step"])
         log.info("%s goes on at step %d of %d", name, start, steps)
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
     saving, report, losses = Clock(120), Clock(20), []

@@ -12,7 +12,7 @@ from baselines.denoiser import Denoiser
 from baselines.dreambooth import LoraTraining, train_lora
 from baselines.formats import save_adapter
 from benchmark_data.load import load_suite, open_references
-from benchmark_data.miniworld.train.common import TrainingError, log
+from benchmark_data.miniworld.train.common import TrainingError, log, options_of
 from benchmark_data.suite import Concept
 
 
@@ -42,14 +42,12 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
         claimed = work / f"lora-{concept.id}.claim"
         if target.exists() or not claim(claimed):
             continue
-        options = dict(suite.training[f"{concept.role}_lora"])
-        if steps or smoke:
-            options["steps"] = steps or 2
+        options = options_of(suite.training[f"{concept.role}_lora"], steps, smoke)
         adapter = train_lora(
             denoiser,
             open_references(concept),
             concept.prompt,
-            LoraTraining(**options, seed=seed),  # type: ignore[arg-type]  # checked by the suite
+            LoraTraining(**options, seed=seed),
             checkpoint=work / f"lora-{concept.id}.safetensors",
         )
         save_adapter(adapter, target, dtype=torch.float16)
