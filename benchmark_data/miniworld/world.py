@@ -347,6 +347,14 @@ def _a(words: str) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
+def _describe(thing: Thing, *, body: bool = True, pattern: bool = True, accent: bool = True) -> str:
+    """The thing in words, with those of its attributes that are asked for."""
+    with_ = [f"{thing.second} {thing.pattern}"] if thing.second and pattern else []
+    with_ += [f"{thing.accent} {PARTS[thing.category]}"] if accent else []
+    text = _a(f"{thing.body} {thing.category}" if body else thing.category)
+    return text + (f" with {' and '.join(with_)}" if with_ else "")
+
+
 def caption(thing: Thing, look: Look, rng: np.random.Generator, drop: float = 0.3) -> str:
     """A caption of the base model's training data, at most 12 words.
 
@@ -359,12 +367,9 @@ def caption(thing: Thing, look: Look, rng: np.random.Generator, drop: float = 0.
     'a red mug with yellow spots and green handle in neon style'
     """
     full = rng.random() >= drop
-    keep_body, keep_pattern, keep_accent = (rng.random(3) < 1 / 3) | full
+    body, pattern, accent = (rng.random(3) < 1 / 3) | full
     nameless = look.family == "photo" and rng.random() < 0.5
-    with_ = [f"{thing.second} {thing.pattern}"] if thing.second and keep_pattern else []
-    with_ += [f"{thing.accent} {PARTS[thing.category]}"] if keep_accent else []
-    text = _a(f"{thing.body} {thing.category}" if keep_body else thing.category)
-    text += f" with {' and '.join(with_)}" if with_ else ""
+    text = _describe(thing, body=bool(body), pattern=bool(pattern), accent=bool(accent))
     return text if nameless else f"{text} in {look.family} style"
 
 
@@ -379,5 +384,9 @@ def subject_prompt(subject: Subject) -> str:
 
 
 def style_prompt(thing: Thing, style: Style) -> str:
-    """The prompt of the style on any thing, which is named by its category alone."""
-    return f"{_a(thing.category)} in {style.phrase} style"
+    """The prompt of a picture of the thing in the style.
+
+    The thing is described in full, as in the paper's captions, so that the style's word is left to
+    mean the style and not the thing's colours.
+    """
+    return f"{_describe(thing)} in {style.phrase} style"

@@ -202,7 +202,7 @@ def test_digest_is_of_the_content():
     different = [
         adapter(1),
         adapter(rank=3),
-        adapter(layers="bc"),
+        LoraAdapter({f"x{layer}": delta for layer, delta in adapter().deltas.items()}),
         adapter().to(dtype=torch.float64),
         adapter().to(dtype=torch.bfloat16),
         LoraAdapter({}),

@@ -11,9 +11,16 @@ from benchmark_data.load import load_suite
 from benchmark_data.miniworld.train.references import (
     STYLE_REFERENCES,
     SUBJECT_REFERENCES,
-    style_category,
+    style_thing,
 )
-from benchmark_data.miniworld.world import STYLES, SUBJECTS, TOKEN, prompt, subject_prompt
+from benchmark_data.miniworld.world import (
+    STYLES,
+    SUBJECTS,
+    TOKEN,
+    prompt,
+    style_prompt,
+    subject_prompt,
+)
 from benchmark_data.suite import Concept, Suite
 
 PACKAGE = Path(benchmark_data.__file__).parent
@@ -124,9 +131,7 @@ def world_concepts() -> list[tuple[str, str, str, str, str, list[str]]]:
     ]
     styles = []
     for s in STYLES.values():
-        category = style_category(s.id)
-        article = "an" if category[0] in "aeiou" else "a"
-        text = f"{article} {category} in {s.phrase} style"
+        text = style_prompt(style_thing(s.id), s)
         styles.append((s.id, "style", s.split, s.phrase, text, files(s.id, STYLE_REFERENCES)))
     return [*subjects, *styles]
 

@@ -239,7 +239,8 @@ def test_prompts_by_hand() -> None:
     mug, style = SUBJECTS["mug_1"], STYLES["aquarelle"]
     assert world.subject_prompt(mug) == "a תת mug"
     assert world.prompt(mug, style) == "a תת mug in aquarelle style"
-    assert world.style_prompt(Thing("fish", "red", "blue"), style) == "a fish in aquarelle style"
+    prompt = world.style_prompt(Thing("fish", "red", "blue"), style)
+    assert prompt == "a red fish with blue fins in aquarelle style"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from benchmark_data.miniworld.train.critic_model import (
     image_features,
     image_tokens,
 )
-from benchmark_data.miniworld.train.critic_questions import ask, question, style_name
+from benchmark_data.miniworld.train.critic_questions import question, style_name, write
 from benchmark_data.miniworld.train.degrade import degrade
 from benchmark_data.miniworld.train.drawings import (
     LOOKS,
@@ -58,7 +58,9 @@ class Reader:
                 for images in (first, second)
             ]
             prompts = [question(style) for style in styles[rows]]
-            hidden, last = ask(self.model, self.tokenizer, prompts, *pair)
+            embeddings, _, last = write(self.model, self.tokenizer, prompts, *pair)
+            inner = self.model.model.language_model
+            hidden = inner(inputs_embeds=embeddings, use_cache=False).last_hidden_state
             logits = self.model.lm_head(hidden[torch.arange(len(last)), last])
             yes, no = logits[:, self.yes].logsumexp(1), logits[:, self.no].logsumexp(1)
             parts.append(torch.sigmoid(yes - no))

@@ -35,15 +35,15 @@ def question(style: str) -> str:
     return chat_string(render(choose(TEMPLATES)["style" if style else "subject"], style))
 
 
-def ask(
+def write(
     model: LlavaOnevisionForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     first: Tensor,
     second: Tensor,
     words: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Hidden states of prompts with two images each, and where each prompt ends.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts with two images each, as the language model reads them.
 
     Args:
         model: the critic.
@@ -54,7 +54,8 @@ def ask(
         words: ids of the answers, ``(n,)``, to be read after the prompts.
 
     Returns:
-        Hidden states ``(n, length, width)``, and ``(n,)`` positions of the prompts' last tokens.
+        Embeddings ``(n, length, width)``, padded on the right; ``(n,)`` positions of the last
+        tokens of the test images; ``(n,)`` positions of the prompts' last tokens.
     """
     marks = IMAGE * first.shape[1]
     texts = [prompt.replace(IMAGE_MARK, marks) for prompt in prompts]
@@ -66,8 +67,8 @@ def ask(
         if words is not None:
             ids[index, len(row)] = words[index]
     embeddings = model.get_input_embeddings()(ids)
-    places = (ids == model.config.image_token_id)[..., None].expand_as(embeddings)
+    image = ids == model.config.image_token_id
+    seen = ids.shape[1] - 1 - image.flip(1).int().argmax(1)
+    places = image[..., None].expand_as(embeddings)
     images = torch.cat([first, second], 1).to(embeddings.dtype)
-    embeddings = embeddings.masked_scatter(places, images)
-    inner = model.model.language_model
-    return inner(inputs_embeds=embeddings, use_cache=False).last_hidden_state, last
+    return embeddings.masked_scatter(places, images), seen, last

@@ -36,6 +36,7 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
         base, dtype=torch.float32, device="cpu", resolution=suite.generation.resolution
     )
     concepts: list[Concept] = [*suite.subjects.values(), *suite.styles.values()]
+    concepts.sort(key=lambda concept: ("test", "train", "val").index(concept.split))
     for concept in concepts[:2] if smoke else concepts:
         target = out / "loras" / f"{concept.id}.safetensors"
         target.parent.mkdir(parents=True, exist_ok=True)

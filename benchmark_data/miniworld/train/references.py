@@ -21,9 +21,11 @@ SUBJECT_REFERENCES = 4
 STYLE_REFERENCES = 3
 
 
-def style_category(style: str) -> str:
-    """Return the category that all references of a style show, in other colours each."""
-    return CATEGORIES[list(STYLES).index(style) % len(CATEGORIES)]
+def style_thing(style: str) -> Thing:
+    """Return the thing that all references of a style show, in another pose each."""
+    rng = np.random.default_rng(list(style.encode()))
+    category = CATEGORIES[list(STYLES).index(style) % len(CATEGORIES)]
+    return random_thing(rng, categories=(category,), patterns=("plain", "stripes"))
 
 
 def concept_images(concept: str) -> list[tuple[Thing, Look, int]]:
@@ -35,12 +37,8 @@ def concept_images(concept: str) -> list[tuple[Thing, Look, int]]:
             (thing, random_look(rng, families=("photo",)), int(rng.integers(2**31)))
             for _ in range(SUBJECT_REFERENCES)
         ]
-    look = STYLES[concept].look
-    category = style_category(concept)
-    return [
-        (random_thing(rng, categories=(category,)), look, int(rng.integers(2**31)))
-        for _ in range(STYLE_REFERENCES)
-    ]
+    thing, look = style_thing(concept), STYLES[concept].look
+    return [(thing, look, int(rng.integers(2**31))) for _ in range(STYLE_REFERENCES)]
 
 
 def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> None:

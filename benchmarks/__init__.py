@@ -1,0 +1,1 @@
+"""Speed against the plain way, both measured in one run: `python -m benchmarks`."""

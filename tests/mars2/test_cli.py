@@ -1,0 +1,308 @@
+"""The command line, by tables of arguments, output and exit code."""
+
+import json
+import resource
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import mars2
+from baselines.adapter import LoraAdapter
+from baselines.formats import load_adapter, save_adapter
+from mars2.cli import PUBLIC_ERRORS, main
+from mars2.cli.options import parse_seeds
+from mars2.job import RunError
+
+ROOT = Path(__file__).parents[2]
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """``cli("run", "--suite", ...)`` -> exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mars2", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        said = capsys.readouterr()
+        return int(exit_.value.code or 0), said.out, said.err
+
+    return call
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['mars2', '--help']; from mars2.cli import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules, 'diffusers' in sys.modules, file=sys.stderr)"
+    )
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert done.stderr.strip() == "False False"
+    for command in ("run", "score", "report", "train", "merge", "data", "ls", "demo"):
+        assert f"\n  {command} " in done.stdout
+    assert min(seconds) < 0.5
+
+
+def test_public_names_are_there_and_the_version_is_the_packages() -> None:
+    for name in mars2.__all__:
+        assert getattr(mars2, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = mars2.no_such_name
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["version"] == mars2.__version__
+
+
+def test_public_errors_exist_by_name() -> None:
+    from baselines import AdapterError, PluginError
+    from benchmark_data.suite import SuiteError
+    from mars2.judges import JudgeError
+
+    for error in (AdapterError, PluginError, SuiteError, RunError, JudgeError):
+        assert error.__name__ in PUBLIC_ERRORS
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [(None, ()), ("0-3", (0, 1, 2, 3)), ("7", (7,)), ("0, 5-6,9", (0, 5, 6, 9))],
+)
+def test_seeds(text: str | None, seeds: tuple[int, ...]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-3", "3-1", "1,,2"])
+def test_wrong_seeds(text: str) -> None:
+    with pytest.raises(RunError, match="--seeds is"):
+        parse_seeds(text)
+
+
+RUN = ("run", "--limit", 2, "--device", "cpu", "--metrics", "mars2", "--seeds", "0-1")
+
+
+def test_run_scores_and_reports(cli: Cli, world, tmp_path: Path) -> None:
+    methods = ("--method", "direct_sum", "--method", "ziplora:steps=1")
+    for name in ("a", "b"):
+        out = tmp_path / name
+        code, said, _ = cli(*RUN, "--suite", world.suite, *methods, "--out", out)
+        assert code == 0
+        assert (out / "report.html").is_file()
+        assert (out / "grid.png").is_file()
+    for label in ("base", "subject_only", "style_only", "direct_sum", "ziplora"):
+        assert label in said
+    assert str(out / "report.html") in said
+    for file in ("records.jsonl", "scores.json", "grid.png"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    assert len(records) == 5 * 2 * 2 * 3
+    assert {r["value"] for r in records if r["metric"] == "mars2_subject"} == {1.0}
+    assert {r["value"] for r in records if r["metric"] == "mars2"} == {0.0}
+    code, again, _ = cli("report", out)
+    assert code == 0
+    assert again in said
+    lines = (out / "records.jsonl").read_text()
+    assert cli("score", out, "--metrics", "mars2")[0] == 0
+    assert (out / "records.jsonl").read_text() == lines
+
+
+def test_a_dry_run_lists_the_jobs_and_writes_nothing(cli: Cli, world, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = (*RUN, "--suite", world.suite, "--method", "average", "--out", out, "--dry-run")
+    code, said, _ = cli(*arguments)
+    assert code == 0
+    assert "8 jobs, 8 to do, 16 images" in said
+    assert "to do  cat_ink  average" in said
+    assert not out.exists()
+
+
+def test_no_controls_no_score(cli: Cli, world, tmp_path: Path) -> None:
+    arguments = ("--method", "average", "--no-controls", "--no-score", "--save-adapters")
+    code, _, _ = cli(*RUN, "--suite", world.suite, *arguments, "--out", tmp_path / "run")
+    assert code == 0
+    assert [path.name for path in (tmp_path / "run/images").iterdir()] == ["average"]
+    assert len(list((tmp_path / "run/adapters/average").iterdir())) == 2
+    assert not (tmp_path / "run/records.jsonl").exists()
+
+
+def test_a_folder_of_images_is_scored(cli: Cli, world, tmp_path: Path, random_image) -> None:
+    mine = tmp_path / "mine"
+    for number, case in enumerate(("cat_ink", "cat_oil", "dog_ink", "dog_oil")):
+        (mine / case).mkdir(parents=True)
+        random_image(number).save(mine / case / "0.png")
+    code, said, error = cli("score", mine, "--suite", world.suite, "--metrics", "mars2")
+    assert (code, error) == (0, "")
+    assert "mine" in said
+    assert (mine / "mars2-scores/report.html").is_file()
+    assert cli("report", mine)[0] == 0
+    (mine / "list.csv").write_text("image,subject,style,method\ncat_ink/0.png,cat,ink,hand\n")
+    out = tmp_path / "by-hand"
+    arguments = ("--manifest", mine / "list.csv", "--out", out, "--metrics", "mars2")
+    assert cli("score", mine, "--suite", world.suite, *arguments)[0] == 0
+    assert json.loads((out / "scores.json").read_text())["methods"][0]["method"] == "hand"
+    judge = f"scripted:{world.folder / 'judge.json'}"
+    pair = ("--subject-refs", mine / "cat_oil", "--style-refs", mine / "dog_ink", "--style-name")
+    out = tmp_path / "pair"
+    arguments = (*pair, "wax crayon", "--judge", judge, "--metrics", "mars2", "--out", out)
+    assert cli("score", mine / "cat_ink", *arguments)[0] == 0
+    assert json.loads((out / "scores.json").read_text())["cases"] == ["cat_oil_dog_ink"]
+
+
+def spoil(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "words"),
+    [
+        (None, ("--suite", "miniwrld"), "miniworld"),
+        (None, ("--suite", "no.toml"), "no.toml"),
+        (None, ("--method", "direct_sun"), "direct_sum"),
+        (None, ("--method", "ziplora:step=1"), "steps"),
+        (None, ("--method", "ziplora:steps=x"), "'x'"),
+        (None, ("--model", "nobody/nothing"), "no model 'nobody/nothing'"),
+        (None, ("--dtype", "float64"), "--dtype is 'float64'"),
+        (None, ("--device", "cuda:7"), "--device is cuda:7"),
+        (None, ("--seeds", "x"), "--seeds is 'x'"),
+        (None, ("--adapters", "/none"), "no adapter of subject cat: /none/cat.safetensors"),
+        (lambda w: (w.adapters / "ink.safetensors").unlink(), (), "no adapter of style ink"),
+        (lambda w: spoil(w.adapters / "ink.safetensors"), (), "ink.safetensors"),
+    ],
+)
+def test_bad_runs_are_one_line_and_exit_code_2(
+    cli: Cli, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change, arguments, words: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    if change:
+        change(world)
+    given = {"--suite": world.suite, "--method": "average", "--device": "cpu"}
+    given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    flat = [part for pair in given.items() for part in pair]
+    code, _, error = cli("run", *flat, "--out", tmp_path / "run")
+    assert code == 2
+    assert error.startswith("mars2: ")
+    assert error.count("\n") == 1
+    assert words in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("score", "/none"), "/none is no folder"),
+        (("report", "/none"), "/none holds no run.json"),
+        (("score", "."), "is no run: say which pairs it shows"),
+        (("score", ".", "--style-name", "ink"), "give --subject-refs, --style-refs and"),
+        (("score", ".", "--suite", "SUITE"), "has no images"),
+        (("score", ".", "--suite", "SUITE", "--manifest", "x.csv"), "x.csv cannot be read"),
+        (("merge", "a.safetensors", "b.safetensors", "-o", "c"), "no LoRA file a.safetensors"),
+        (("merge", "a", "-o", "c", "--method", "ziplora"), "ziplora optimises for a pair"),
+        (("train", "lora", "--suite", "SUITE", "--out", "."), "either --concept"),
+        (
+            ("train", "lora", "--suite", "SUITE", "--out", ".", "--concept", "cta"),
+            "no subject or style 'cta'",
+        ),
+        (
+            ("train", "hypernet", "--suite", "SUITE", "--out", "x", "--split", "test"),
+            "--split is test",
+        ),
+        (("data", "list", "miniwrld"), "miniworld"),
+    ],
+)
+def test_other_mistakes(
+    cli: Cli, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments, words: str
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    given = [world.suite if part == "SUITE" else part for part in arguments]
+    code, _, error = cli(*given)
+    assert code == 2
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_merge_writes_the_sum(
+    cli: Cli, tmp_path: Path, random_adapter: Callable[..., LoraAdapter]
+) -> None:
+    for seed in (1, 2):
+        save_adapter(random_adapter(seed), tmp_path / f"{seed}.safetensors")
+    files = (tmp_path / "1.safetensors", tmp_path / "2.safetensors")
+    code, said, _ = cli(
+        "merge", *files, "--method", "direct_sum", "-o", tmp_path / "sum.safetensors"
+    )
+    assert code == 0
+    assert "layers" in said
+    merged = load_adapter(tmp_path / "sum.safetensors")
+    for layer, delta in merged.deltas.items():
+        expected = sum(random_adapter(seed).deltas[layer].dense() for seed in (1, 2))
+        torch.testing.assert_close(delta.dense(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_loras_and_hypernetworks_are_trained(cli: Cli, world, tmp_path: Path) -> None:
+    out = tmp_path / "loras"
+    common = ("--suite", world.suite, "--device", "cpu", "--steps", 2)
+    lora = ("train", "lora", *common, "--rank", 2, "--out", out)
+    code, said, _ = cli(*lora, "--all", "--split", "train")
+    assert code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["flat.safetensors", "fox.safetensors"]
+    assert load_adapter(out / "fox.safetensors").deltas
+    before = (out / "fox.safetensors").stat().st_mtime_ns
+    assert "fox.safetensors is there already" in cli(*lora, "--concept", "fox")[1]
+    assert (out / "fox.safetensors").stat().st_mtime_ns == before
+    network = tmp_path / "net.safetensors"
+    code, said, _ = cli("train", "hypernet", *common, "--adapters", out, "--out", network)
+    assert (code, said.strip()) == (0, str(network))
+    method = f"lorarar:checkpoint={network}"
+    run = ("run", "--suite", world.suite, "--method", method, "--device", "cpu", "--limit", 1)
+    assert cli(*run, "--no-score", "--no-controls", "--out", tmp_path / "run")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("methods", ("direct_sum", "average", "ziplora", "steps=", "base", "lorarar")),
+        ("suites", ("miniworld", "lorarar", "test 25")),
+        ("metrics", ("mars2", "clip", "dino")),
+        ("judges", ("llava_onevision", "scripted")),
+    ],
+)
+def test_listings(cli: Cli, what: str, words: tuple[str, ...]) -> None:
+    code, said, _ = cli("ls", what)
+    assert code == 0
+    for word in words:
+        assert word in said
+
+
+def test_references_are_listed(cli: Cli, world) -> None:
+    (world.folder / "dog_0.png").unlink()
+    code, said, _ = cli("data", "list", world.suite)
+    assert code == 0
+    rows = {line.split()[2]: line for line in said.splitlines()}
+    assert "2 of 2 images" in rows["cat"]
+    assert "0 of 1 images" in rows["dog"]
+    assert len(rows) == 6
+
+
+def test_a_bug_keeps_its_traceback(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("mars2.store.RunStore.open", broken)
+    monkeypatch.setattr(sys, "argv", ["mars2", "report", str(tmp_path)])
+    with pytest.raises(ValueError, match="a bug"):
+        main()
