@@ -14,7 +14,7 @@ def merge(
     method: Annotated[str, typer.Option(help="Such as direct_sum or average.")] = "direct_sum",
     seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
 ) -> None:
-    """Merge LoRA files into one that diffusers and other tools load."""
+    """Merge LoRA files into one that other tools load."""
     from baselines.formats import load_adapter, save_adapter
     from baselines.registry import parse_method
 

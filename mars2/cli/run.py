@@ -68,7 +68,7 @@ def run(
     clip: Clip = None,
     dino: Dino = None,
 ) -> None:
-    """Merge each subject with each style by several methods, generate, score and report."""
+    """Merge the pairs of a suite, generate, score and report."""
     choices = Choices(
         split=split,
         methods=tuple(method or ()),

@@ -62,7 +62,7 @@ def score(
     device: Device = "auto",
     batch_size: BatchSize = 32,
 ) -> None:
-    """Score images with MARS2, CLIP and DINO; only what has no score yet."""
+    """Score images by MARS2, CLIP and DINO, what has no score yet."""
     scoring = work.Scoring(
         metrics=metrics,
         judge=judge,
@@ -90,5 +90,5 @@ def score(
 def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder, or a folder of scored images.")],
 ) -> None:
-    """Put the scores of a folder together again: table, scores.json, report.html, grid.png."""
+    """Make table and report again from the scores of a folder."""
     work.report(RunStore.open(folder))

@@ -16,7 +16,8 @@ from baselines.adapter import LoraAdapter
 from baselines.formats import load_adapter, save_adapter
 from mars2.cli import PUBLIC_ERRORS, main
 from mars2.cli.options import parse_seeds
-from mars2.job import RunError
+from mars2.cli.work import Scoring
+from mars2.job import Choices, RunError
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,6 +117,20 @@ def test_run_scores_and_reports(cli: Cli, world, tmp_path: Path) -> None:
     lines = (out / "records.jsonl").read_text()
     assert cli("score", out, "--metrics", "mars2")[0] == 0
     assert (out / "records.jsonl").read_text() == lines
+
+
+def test_the_demo_ends_with_table_and_picture(
+    cli: Cli, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = Choices(methods=("average",), seeds=(0,), limit=2, device="cpu")
+    monkeypatch.setattr("mars2.cli.demo.SUITE", world.suite)
+    monkeypatch.setattr("mars2.cli.demo.CHOICES", choices)
+    monkeypatch.setattr("mars2.cli.demo.SCORING", Scoring(metrics="mars2", device="cpu"))
+    out = tmp_path / "demo"
+    code, said, error = cli("demo", "--out", out)
+    assert (code, error) == (0, "")
+    assert said.split()[-2:] == [str(out / "grid.png"), str(out / "report.html")]
+    assert cli("demo", "--out", out) == (0, said, "")
 
 
 def test_a_dry_run_lists_the_jobs_and_writes_nothing(cli: Cli, world, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def measure(folder: Path, *, groups: int, seed: int, choices: int = 32) -> dict[
 def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> None:
     """Train on the drawings that the critic learns from, save `out/clip` and measure it."""
     torch.set_num_threads(1)
-    steps = steps or (20 if smoke else 1200)
+    steps = steps or (20 if smoke else 500)
     batch = 16 if smoke else 128
     bank = load_bank(work, groups=12 if smoke else 5000, seed=seed)
     usable = np.flatnonzero(bank.kinds != UNUSED)

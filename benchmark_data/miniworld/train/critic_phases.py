@@ -65,8 +65,8 @@ class Scale:
 
     groups: int = 5000
     seeing: int = 1500
-    comparing: int = 700
-    answering: int = 900
+    comparing: int = 1400
+    answering: int = 700
     images: int = 96
     sequences: int = 24
     pairs: int = 32

@@ -161,7 +161,7 @@ def measure(folder: Path, *, groups: int, seed: int, choices: int = 5) -> dict[s
 def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> None:
     """Train on the drawings that the critic learns from, save the teacher to `out/dino`."""
     torch.set_num_threads(1)
-    steps = steps or (8 if smoke else 900)
+    steps = steps or (8 if smoke else 500)
     batch = 16 if smoke else 96
     bank = load_bank(work, groups=12 if smoke else 5000, seed=seed)
     student = Network(seed)

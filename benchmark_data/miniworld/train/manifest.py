@@ -2,24 +2,42 @@
 
 import json
 from pathlib import Path
+from typing import TypedDict
 
-from benchmark_data.miniworld.train.common import log, sha256
+from benchmark_data.miniworld.train.common import log, sha256, write_json
+
+NOT_LISTED = ("MANIFEST.json", "MODEL_CARD.md")
+
+
+class Entry(TypedDict):
+    """Size and digest of one file."""
+
+    bytes: int
+    sha256: str
+
+
+def entries(weights: Path) -> dict[str, Entry]:
+    """Return what lies in a weights folder, by relative path, sorted."""
+    return {
+        path.relative_to(weights).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": sha256(path),
+        }
+        for path in sorted(weights.rglob("*"))
+        if path.is_file() and path.name not in NOT_LISTED
+    }
+
+
+def read(path: Path) -> dict[str, Entry]:
+    """Read a manifest."""
+    listed: dict[str, Entry] = json.loads(path.read_text())
+    return listed
 
 
 def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> None:
     """Write `out/MANIFEST.json`."""
     del work, smoke, seed, steps  # it only lists what is there
-    files = sorted(
-        path
-        for path in out.rglob("*")
-        if path.is_file() and path.name not in ("MANIFEST.json", "MODEL_CARD.md")
-    )
-    entries = {
-        path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
-    }
-    temporary = out / ".MANIFEST.tmp"
-    temporary.write_text(json.dumps(entries, indent=1) + "\n")
-    temporary.replace(out / "MANIFEST.json")
-    total = sum(path.stat().st_size for path in files)
-    log.info("manifest: %d files, %.1f MB", len(files), total / 1e6)
+    listed = entries(out)
+    write_json(out / "MANIFEST.json", listed)
+    total = sum(entry["bytes"] for entry in listed.values())
+    log.info("manifest: %d files, %.1f MB", len(listed), total / 1e6)
