@@ -6,10 +6,10 @@ Run `python docs/make_reference.py`; a test compares the file with what this mak
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "TERMINAL_WIDTH": "100"}
 
-import click
 import typer
 
 from baselines import METHODS
@@ -24,21 +24,20 @@ def first_line(value: object) -> str:
     return (value.__doc__ or "").strip().splitlines()[0]
 
 
-def commands(command: click.Command, path: str) -> list[str]:
+def commands(command: Any, path: str) -> list[str]:
     """Return the help of a command and of all below it, as Markdown."""
-    context = click.Context(command, info_name=path, terminal_width=100, max_content_width=100)
-    if isinstance(command, click.Group):
+    if hasattr(command, "commands"):
         parts = [] if path == "mars2" else [f"### `{path}`\n\n{command.help or ''}\n"]
         for name in sorted(command.commands):
             parts += commands(command.commands[name], f"{path} {name}")
         return parts
     lines = [f"### `{path}`", "", (command.help or "").strip(), ""]
     lines += ["| argument or option | default | meaning |", "|---|---|---|"]
-    for parameter in command.get_params(context):
+    for parameter in command.params:
         if parameter.name == "help":
             continue
         names = ", ".join(f"`{name}`" for name in parameter.opts)
-        if isinstance(parameter, click.Argument):
+        if parameter.param_type_name == "argument":
             names = f"`{parameter.name.upper()}`" if parameter.name else ""
         default = parameter.default if isinstance(parameter.default, str | int | float) else ""
         default = "" if isinstance(default, bool) or default == "" else f"`{default}`"

@@ -1,0 +1,95 @@
+"""The documentation is true: the reference is current, and the tutorial's every block runs."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from mars2.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_reference_is_current() -> None:
+    path = ROOT / "docs" / "make_reference.py"
+    result = subprocess.run(
+        [sys.executable, "-c", f"import runpy; m = runpy.run_path({str(path)!r}); "
+         "import sys; sys.stdout.write(m['reference']())"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (ROOT / "docs" / "reference.md").read_text() == result.stdout, (
+        "run `python docs/make_reference.py`"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_in_the_docs_exist(page: Path) -> None:
+    group = typer.main.get_command(app)
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] != ["mars2"]:
+                continue
+            command = group
+            rest = words[1:]
+            while hasattr(command, "commands"):
+                assert rest[0] in command.commands, line
+                command, rest = command.commands[rest[0]], rest[1:]
+            known = {name for parameter in command.params for name in parameter.opts}
+            assert {word for word in rest if word.startswith("--")} <= known, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.slow
+def test_the_tutorial_ends_with_two_rows_in_the_table(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "tutorial.md"
+    python, bash = blocks(page, "python"), blocks(page, "bash")
+    assert len(python) == 3
+    assert len(bash) == 3
+    mine = tmp_path / "mine.py"
+    program = Path(sys.executable).with_name("mars2")
+
+    def shell(block: str) -> str:
+        words = shlex.split(block)
+        assert words[0] == "mars2"
+        result = subprocess.run(
+            [program, *words[1:], "--device", "cpu"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    mine.write_text(python[0])
+    assert "8 images" in shell(bash[0])
+    assert not (tmp_path / "runs").exists()
+    assert "halves" in shell(bash[1])
+    mine.write_text(python[0] + python[1])
+    code = f"exec(open({str(mine)!r}).read())\n{python[2]}"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    before = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("images/**/*.png")
+    }
+    table = shell(bash[2])
+    assert "halves" in table
+    assert "louder:sharpness=8" in table
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    scores = json.loads((tmp_path / "runs" / "tutorial" / "scores.json").read_text())
+    assert len(before) == 8
+    assert scores
