@@ -178,6 +178,8 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
                 pack({"model": model}, {"optimizer": optimizer}),
                 {"step": step + 1},
             )
-    save_state(checkpoint, pack({"model": model}, {"optimizer": optimizer}), {"step": steps})
+    save_state(
+        checkpoint, pack({"model": model}, {"optimizer": optimizer}), {"step": max(start, steps)}
+    )
     export()
     log.info("autoencoder: %.2f dB on held-out drawings", psnr(model, held_out))

@@ -5,6 +5,7 @@ widths), so that every tool that reads SDXL reads it. The text encoders are trai
 Held-out subjects, style settings and style names never occur.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from benchmark_data.miniworld.train.common import (
     replace_folder,
     save_state,
     unpack,
+    write_json,
 )
 from benchmark_data.miniworld.world import (
     STYLES,
@@ -183,6 +185,10 @@ def save_pipeline(
         )
         pipe.to(dtype=torch.float16)
         pipe.save_pretrained(target)
+        for path in target.rglob("config.json"):  # diffusers notes where a part was loaded from
+            config = json.loads(path.read_text())
+            config.pop("_name_or_path", None)
+            write_json(path, config)
 
     replace_folder(folder, write)
 
