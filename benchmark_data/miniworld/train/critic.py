@@ -43,9 +43,10 @@ def load_decoded(bank: Bank, vae: Path, work: Path, seed: int) -> Tensor | None:
 
 
 def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> None:
-    """Train the critic, save it to `out/critic` (first when it begins to answer), and measure it.
+    """Train the critic, save it to `out/critic`, and measure it.
 
-    ``steps``, if given, are shared among the phases in the usual proportion.
+    While it learns to answer, what it is so far goes to `work/critic-latest`. ``steps``, if given,
+    are shared among the phases in the usual proportion.
     """
     torch.set_num_threads(1)
     scale = SMOKE if smoke else Scale()
@@ -54,20 +55,19 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
         names = ("seeing", "comparing", "answering")
         scale = replace(scale, **{n: max(1, round(getattr(scale, n) * share)) for n in names})
     bank = load_bank(work, groups=scale.groups, seed=seed)
-    pictures = Pictures(bank, None)
+    pictures = Pictures(bank, load_decoded(bank, out / "sdxl" / "vae", work, seed))
     critic = Critic(pictures, scale, work, seed)
     critic.see()
-    pictures.decoded = load_decoded(bank, out / "sdxl" / "vae", work, seed)
     critic.compare()
     rng = np.random.default_rng(seed)
     texts = [question("")] * 200 + [question(style_name(rng)) for _ in range(400)]
     tokenizer = build_tokenizer(texts)
 
-    def save() -> None:
-        replace_folder(out / "critic", lambda folder: save_critic(critic.model, tokenizer, folder))
+    def save(folder: Path) -> None:
+        replace_folder(folder, lambda new: save_critic(critic.model, tokenizer, new))
 
-    critic.answer(tokenizer, save)
-    save()
+    critic.answer(tokenizer, lambda: save(work / "critic-latest"))
+    save(out / "critic")
     results = measure(
         out / "critic", groups=2 if smoke else 100, seed=seed, pairs=20 if smoke else 600
     )

@@ -65,8 +65,8 @@ class Scale:
 
     groups: int = 5000
     seeing: int = 1500
-    comparing: int = 1400
-    answering: int = 700
+    comparing: int = 4000
+    answering: int = 1000
     images: int = 96
     sequences: int = 24
     pairs: int = 32
@@ -249,6 +249,8 @@ class Critic:
         """Train the language model to read off, after each picture, what agrees with the first."""
         self._freeze_tower()
         each, count, width = 5, self.scale.sequences, TEXT_WIDTH
+        amounts = {"subject": 3 * count // 4, "style": count - 3 * count // 4}  # styles are easy
+        kinds = torch.arange(2).repeat_interleave(torch.tensor(list(amounts.values())))
         ends = Ends()
         markers = nn.Embedding(2, width)
         with torch.no_grad():
@@ -258,7 +260,7 @@ class Critic:
 
         def loss_at(step: int) -> Tensor:
             rng, generator = self._streams(2, step)
-            parts = [PAIRS[a](self.bank, count // 2 * each, rng, each) for a in PAIRS]
+            parts = [PAIRS[a](self.bank, n * each, rng, each) for a, n in amounts.items()]
             references = np.concatenate([part.references[::each] for part in parts])
             pairs = _joined(parts)
             pixels, empty = self._images(references, pairs.tests, generator)
@@ -266,7 +268,7 @@ class Critic:
                 features = self._features(pixels)
                 tokens = image_tokens(features, self.model.model.image_newline, "pad")
                 first, others = tokens[:count], tokens[count:].reshape(count, -1, width)
-                marker = markers(torch.arange(2).repeat_interleave(count // 2))[:, None]
+                marker = markers(kinds)[:, None]
                 states = self._language(torch.cat([marker, first, others], 1))
             length = tokens.shape[1]
             middle, last = (state[:, 2 * length :: length].flatten(0, 1) for state in states)
@@ -279,21 +281,24 @@ class Critic:
             modules,
             loss_at,
             steps=steps,
-            rates=(0.012, 1e-3),
+            rates=(0.02, 1.5e-3),
         )
 
     def answer(self, tokenizer: PreTrainedTokenizerFast, on_save: Callable[[], None]) -> None:
         """Train the language model to answer the judge's questions in both layouts."""
         self._freeze_tower()
-        count, ends = self.scale.pairs // 2, Ends()
+        count, ends = self.scale.pairs // 2, Ends()  # two pairs share a reference
+        amounts = {"subject": 2 * (5 * count // 8)}
+        amounts["style"] = 2 * count - amounts["subject"]
+        aspects = [aspect for aspect, n in amounts.items() for _ in range(n)]
         ids = torch.tensor([tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No", END)])
         yes, no, end = ids
 
         def loss_at(step: int) -> Tensor:
             rng, generator = self._streams(3, step)
-            pairs = _joined([PAIRS[a](self.bank, count, rng, 2) for a in PAIRS])
+            pairs = _joined([PAIRS[a](self.bank, n, rng, 2) for a, n in amounts.items()])
             layout: Layout = "anyres" if rng.random() < 0.65 else "pad"
-            styles = [""] * count + [style_name(rng) for _ in range(count)]
+            styles = [style_name(rng) if aspect == "style" else "" for aspect in aspects]
             pixels, empty = self._images(pairs.references[::2], pairs.tests, generator)
             truth = self._truth(pairs, empty)
             words = torch.where(truth[0] > 0, yes, no)
