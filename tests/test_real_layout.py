@@ -118,7 +118,8 @@ def test_the_papers_suite_runs_scores_and_reports(
     assert images == [Path(method) / case_id / "0.png" for method in methods]
     drawn = {path.parts[0]: (out / "images" / path).read_bytes() for path in images}
     assert len(set(drawn.values())) == 4
-    assert Image.open(out / "images" / images[0]).size == (1024, 1024)
+    with Image.open(out / "images" / images[0]) as image:
+        assert image.size == (1024, 1024)
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
     assert len(records) == 4 * 8  # mars2, its two parts, three of CLIP, two of DINO
     for name in ("scores.json", "report.html", "grid.png"):

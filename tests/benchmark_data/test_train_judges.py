@@ -203,3 +203,13 @@ def test_crops_keep_an_image_that_is_taken_whole():
     for image, flipped, crop in zip(images, mirrored, taken, strict=True):
         nearest = min((image - crop).abs().max(), (flipped - crop).abs().max())
         assert nearest < 1e-4  # bilinear at pixel centres, float32 coordinates
+
+
+def test_exchanging_the_ground_leaves_the_thing_alone(bank):
+    images = bank.pixels[:60].float() / 127.5 - 1
+    roles = bank.roles[:60]
+    changed = dino.exchange_ground(images, roles, torch.Generator().manual_seed(0)) != images
+    thing = (roles > 0).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    assert not changed.any(1)[thing].any()
+    share = changed.any(1).flatten(1).any(1).float().mean()
+    assert 0.5 < share < 0.95  # 60 coins of .75

@@ -64,9 +64,9 @@ class Scale:
     """How long each phase lasts and how much it takes at a time."""
 
     groups: int = 5000
-    seeing: int = 1500
-    comparing: int = 4000
-    answering: int = 1000
+    seeing: int = 2200
+    comparing: int = 1500
+    answering: int = 800
     images: int = 96
     sequences: int = 24
     pairs: int = 32
@@ -93,7 +93,11 @@ class Pictures:
 
 
 class Heads(nn.Module):
-    """Names category, body, accent, pattern, second, family and look; role and colour by cell."""
+    """Names category, body, accent, pattern, second, family and look; role and colour by cell.
+
+    The names are read off all features together and off every feature alone: a language model finds
+    what one feature says of the whole picture far sooner than what it has to gather.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,16 +105,21 @@ class Heads(nn.Module):
         self.queries_head = nn.Parameter(torch.zeros(MATCHES, TEXT_WIDTH))
         self.norm = nn.LayerNorm(TEXT_WIDTH)
         self.name_heads = nn.ModuleList(nn.Linear(TEXT_WIDTH, size) for size in CLASSES)
+        self.every_head = nn.Linear(TEXT_WIDTH, sum(CLASSES))
         self.role_head = nn.Linear(TEXT_WIDTH, CELLS * 5)
         self.colour_head = nn.Linear(TEXT_WIDTH, CELLS * (colours + 2))
 
-    def forward(self, features: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Logits of the names, and of role and colour ``(n, CELLS, CELLS, classes)``."""
+    def forward(self, features: Tensor) -> tuple[list[Tensor], Sequence[Tensor], Tensor, Tensor]:
+        """Logits of names together and alone, of role and colour.
+
+        Shapes ``(n, classes)``, ``(n * 16, classes)``, twice ``(n, CELLS, CELLS, classes)``.
+        """
         features = self.norm(features)
         weights = (features @ self.queries_head.T * TEXT_WIDTH**-0.5).softmax(1)  # (n, 16, 7)
         pooled = weights.transpose(1, 2) @ features
         names = [head(pooled[:, index]) for index, head in enumerate(self.name_heads)]
-        return names, _cells(self.role_head(features)), _cells(self.colour_head(features))
+        every = self.every_head(features).flatten(0, 1).split(CLASSES, 1)
+        return names, every, _cells(self.role_head(features)), _cells(self.colour_head(features))
 
 
 class Ends(nn.Module):
@@ -168,8 +177,10 @@ def names_loss(names: Sequence[Tensor], targets: Tensor) -> Tensor:
 
 def naming_loss(heads: Heads, features: Tensor, bank: Bank, rows: Tensor) -> Tensor:
     """Cross-entropy of what is drawn; colours do not count where a look shows none."""
-    names, roles, colours = heads(features)
-    loss = names_loss(names, name_targets(bank, rows.numpy()))
+    names, every, roles, colours = heads(features)
+    targets = name_targets(bank, rows.numpy())
+    loss = names_loss(names, targets)
+    loss = loss + names_loss(every, targets.repeat_interleave(features.shape[1], 0))
     things = torch.from_numpy(bank.things[rows.numpy()])
     coloured = torch.from_numpy(~np.isin(bank.families[rows.numpy()], _GREY))
     role = bank.roles[rows].long()  # (n, CELLS, CELLS)
@@ -281,7 +292,7 @@ class Critic:
             modules,
             loss_at,
             steps=steps,
-            rates=(0.02, 1.5e-3),
+            rates=(0.012, 1e-3),
         )
 
     def answer(self, tokenizer: PreTrainedTokenizerFast, on_save: Callable[[], None]) -> None:

@@ -2,7 +2,8 @@
 
 Caron et al. 2021: a student that sees large and small crops predicts what a teacher, the student's
 moving average, says of the large crops; centring and sharpening keep it from collapsing. Colours
-are hardly changed among the crops, since here they tell one subject from another.
+are hardly changed among the crops, since here they tell one subject from another; the ground is
+exchanged in most of them, since otherwise ground alone is learnt (same-subject top-1 at chance).
 """
 
 import copy
@@ -16,7 +17,7 @@ from torch.nn import functional
 from transformers import ViTConfig, ViTModel
 
 from benchmark_data.miniworld.train.common import log, replace_folder, write_json
-from benchmark_data.miniworld.train.degrade import degrade
+from benchmark_data.miniworld.train.degrade import degrade, nothing
 from benchmark_data.miniworld.train.drawings import (
     REFERENCE,
     TEST,
@@ -97,6 +98,17 @@ def crops(images: Tensor, size: int, low: float, high: float, generator: torch.G
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+def exchange_ground(images: Tensor, roles: Tensor, generator: torch.Generator) -> Tensor:
+    """Images in [-1, 1], three in four on lumps of colour; role 0 ``(n, CELLS, CELLS)``: ground."""
+    n = len(images)
+    thing = (roles > 0).float()[:, None]
+    wide = functional.max_pool2d(thing, 3, stride=1, padding=1)
+    thing = torch.where(torch.rand(n, 1, 1, 1, generator=generator) < 0.5, wide, thing)
+    ground = functional.interpolate(thing, images.shape[-2:], mode="nearest") == 0
+    ground &= torch.rand(n, 1, 1, 1, generator=generator) < 0.75
+    return torch.where(ground, nothing(n, generator), images)
+
+
 def normalised(images: Tensor) -> Tensor:
     """Images in [-1, 1] as the metric gives them to the ViT."""
     return ((images + 1) / 2 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
@@ -161,7 +173,7 @@ def measure(folder: Path, *, groups: int, seed: int, choices: int = 5) -> dict[s
 def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> None:
     """Train on the drawings that the critic learns from, save the teacher to `out/dino`."""
     torch.set_num_threads(1)
-    steps = steps or (8 if smoke else 500)
+    steps = steps or (8 if smoke else 900)
     batch = 16 if smoke else 96
     bank = load_bank(work, groups=12 if smoke else 5000, seed=seed)
     student = Network(seed)
@@ -176,7 +188,9 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
         clean = bank.pixels[rows].float() / 127.5 - 1
 
         def view(size: int, low: float, high: float) -> Tensor:
-            damaged = degrade(clean, generator, share=0.6)
+            damaged = degrade(
+                exchange_ground(clean, bank.roles[rows], generator), generator, share=0.6
+            )
             return normalised(crops(damaged, size, low, high, generator))
 
         momentum = 1 - (1 - 0.98) * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -184,7 +198,7 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
             for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
                 old.lerp_(new, 1 - momentum)
         large = torch.cat([view(SIZE, 0.5, 1.0) for _ in range(LARGE_CROPS)])
-        small = torch.cat([view(SMALL, 0.15, 0.5) for _ in range(SMALL_CROPS)])
+        small = torch.cat([view(SMALL, 0.25, 0.6) for _ in range(SMALL_CROPS)])
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 taught = teacher(large).float()
