@@ -104,7 +104,9 @@ def save_clip(model: CLIP, folder: Path) -> None:
 
 
 @torch.no_grad()
-def measure(folder: Path, *, groups: int, seed: int, choices: int = 32) -> dict[str, object]:
+def measure(
+    folder: Path, *, groups: int, seed: int, rounds: int = 50, choices: int = 32
+) -> dict[str, object]:
     """How often the right caption (image) among ``choices`` is the nearest; new drawings.
 
     Everything else in a choice is another thing in another look of the same split; chance is one in
@@ -119,7 +121,7 @@ def measure(folder: Path, *, groups: int, seed: int, choices: int = 32) -> dict[
         bank = make_bank(draw_groups(10**6, groups, seed=seed, split=split)[0])
         rng = np.random.default_rng((seed, 9))
         right: list[tuple[float, float]] = []
-        for _ in range(50):
+        for _ in range(rounds):
             rows = rng.permutation(np.flatnonzero(bank.kinds != UNUSED))[: 4 * choices]
             texts: dict[str, int] = {}
             for row in rows:  # different captions only
@@ -173,7 +175,7 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
         work / "clip.safetensors", modules, loss_at, steps=steps, rates=(0.01, 1e-3), decay=True
     )
     replace_folder(out / "clip", lambda folder: save_clip(model, folder))
-    results = measure(out / "clip", groups=6 if smoke else 60, seed=seed)
+    results = measure(out / "clip", groups=6 if smoke else 60, seed=seed, rounds=3 if smoke else 50)
     write_json(out / "clip" / "metrics.json", results)
     log.info("clip: %s", results)
 

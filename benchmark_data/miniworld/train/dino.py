@@ -173,7 +173,7 @@ def measure(folder: Path, *, groups: int, seed: int, choices: int = 5) -> dict[s
 def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> None:
     """Train on the drawings that the critic learns from, save the teacher to `out/dino`."""
     torch.set_num_threads(1)
-    steps = steps or (8 if smoke else 900)
+    steps = steps or (24 if smoke else 900)
     batch = 16 if smoke else 96
     bank = load_bank(work, groups=12 if smoke else 5000, seed=seed)
     student = Network(seed)
@@ -203,12 +203,15 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
             with torch.no_grad():
                 taught = teacher(large).float()
             said = torch.cat([student(large), student(small)]).float()
+        centre = state.get_buffer("centre")
+        if step == 0:
+            centre.copy_(taught.mean(0))
         loss = distillation_loss(
             list(torch.split(said, batch)),
             list(torch.split(taught, batch)),
             state.get_buffer("centre"),
         )
-        state.get_buffer("centre").lerp_(taught.mean(0), 0.1)
+        centre.lerp_(taught.mean(0), 0.1)
         return loss
 
     modules: dict[str, nn.Module] = {"student": student, "teacher": teacher, "state": state}
