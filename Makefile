@@ -5,6 +5,8 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# The miniature models are so small that one thread is faster than several.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: install demo test check bench
 
