@@ -24,7 +24,7 @@ def demo(
     """Run the main job on the miniature world, which comes with MARS2."""
     import torch
 
-    torch.set_num_threads(1)  # models so small lose by more threads: 74 s with one, 150 with two
+    torch.set_num_threads(1)  # models so small lose by more threads: 74 s with one
     store = work.generate(SUITE, CHOICES, out, batch_size=len(CHOICES.seeds))
     work.score(store, SCORING)
     work.report(store)
