@@ -1,14 +1,15 @@
 """Files of a run folder: atomic writes, and JSON lines that survive being killed."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from benchmark_data.references import open_image
+from benchmark_data.suite import SuiteError
 from mars2.job import RunError
 
 
@@ -82,12 +83,6 @@ def write_image(path: Path, image: Image.Image) -> None:
     temporary.replace(path)
 
 
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file, 64 hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_image(path: Path) -> Image.Image:
     """Return an image as RGB, turned as its EXIF data says.
 
@@ -95,7 +90,6 @@ def read_image(path: Path) -> Image.Image:
         RunError: The file is missing, truncated or no image.
     """
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for broken files
-        raise RunError(f"image {path} cannot be read: {error}") from error
+        return open_image(path)
+    except SuiteError as error:
+        raise RunError(str(error)) from error

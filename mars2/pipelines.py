@@ -12,7 +12,8 @@ from torch import Tensor
 
 from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta
 from baselines.denoiser import Denoiser
-from mars2.files import file_digest, read_json
+from benchmark_data.references import file_digest
+from mars2.files import read_json
 from mars2.job import RunError, RunSpec, digest
 
 

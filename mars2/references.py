@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image
 
 from benchmark_data.load import load_suite
-from benchmark_data.references import reference_paths
-from mars2.files import file_digest, read_image
+from benchmark_data.references import file_digest, reference_paths
+from mars2.files import read_image
 from mars2.job import RunError, digest
 from mars2.store import ImagesSpec, RunStore, Sample
 

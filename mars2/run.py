@@ -19,11 +19,11 @@ from baselines.denoiser import Denoiser
 from baselines.formats import load_adapter, save_adapter
 from baselines.merging_loss import PairTask
 from baselines.registry import MergeMethod, PluginError, parse_method
-from benchmark_data.references import open_image, reference_paths
+from benchmark_data.references import file_digest, open_image, reference_paths
 from benchmark_data.suite import Concept, Suite
 from mars2 import __version__
 from mars2.executor import map_jobs
-from mars2.files import file_digest, write_image
+from mars2.files import write_image
 from mars2.job import (
     CONTROLS,
     Choices,

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mars2.files import file_digest, read_image
+from benchmark_data.references import file_digest
+from mars2.files import read_image
 from mars2.job import RunError, listed
 from mars2.metrics import Evaluated, Metric
 from mars2.references import References

@@ -9,7 +9,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
-from benchmark_data.miniworld.train import autoencoder, base, manifest, references
+from benchmark_data.miniworld.train import autoencoder, base, loop, manifest, references
+from benchmark_data.miniworld.train.base_models import build_tokenizer
 from benchmark_data.miniworld.train.common import Clock, TrainingError
 from benchmark_data.miniworld.world import STYLES, SUBJECTS, TOKEN, WORDS
 
@@ -40,20 +41,44 @@ def interrupted_at(call: int) -> Callable[..., torch.Tensor]:
     return loss
 
 
-def test_the_encoder_is_the_principal_components(tmp_path: Path) -> None:
-    pixels = autoencoder.drawn_images(8, seed=3)
-    projection, mean = autoencoder.principal_components(pixels)
-    model = autoencoder.build(projection, mean)
-    patch = pixels[5, :, 8:12, 20:24].permute(1, 2, 0).reshape(48) / 255  # row 2, column 5
-    expected = projection @ (patch - mean)
-    with torch.no_grad():
-        latents = model.encoder(autoencoder.to_unit(pixels))
-    torch.testing.assert_close(latents[5, :, 2, 5], expected, atol=1e-5, rtol=1e-5)
-    assert latents.var(dim=(0, 2, 3), correction=0).mean() == pytest.approx(1, abs=1e-3)
+def test_the_autoencoder_learns_and_resumes_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weights(work: str, steps: int) -> dict[str, torch.Tensor]:
+        autoencoder.run(tmp_path / work, tmp_path / work, smoke=True, seed=0, steps=steps)
+        vae = tmp_path / work / "sdxl" / "vae"
+        return load_file(vae / "diffusion_pytorch_model.safetensors")
+
+    at_once = weights("work", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(autoencoder.functional, "mse_loss", interrupted_at(3))
+        with pytest.raises(KeyboardInterrupt):
+            weights("other", 4)
+    resumed = weights("other", 4)
+    assert at_once.keys() == resumed.keys() == autoencoder.build(0).state_dict().keys()
+    for name, value in at_once.items():
+        torch.testing.assert_close(value, resumed[name], rtol=0, atol=0, msg=name)
+    held_out = autoencoder.drawn_images(16, seed=1)
+    trained = autoencoder.build(0)
+    trained.load_state_dict(weights("work", 30))
+    assert autoencoder.psnr(trained, held_out) > autoencoder.psnr(autoencoder.build(0), held_out)
+
+
+def test_flat_convolutions_are_matrices_only_for_a_while() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 6, 3))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with loop.flat_convolutions(network):
+        shapes = sorted(tuple(p.shape) for p in network.parameters() if p.ndim > 1)
+        assert shapes == [(6, 72), (8, 3, 3, 3)]  # what reads colours stays as it is
+        inside = loop.plain_state(network)
+    for state in (inside, network.state_dict()):
+        assert state.keys() == before.keys()
+        for name, value in before.items():
+            torch.testing.assert_close(state[name], value, rtol=0, atol=0, msg=name)
 
 
 def test_every_word_is_one_token() -> None:
-    tokenizer = base.build_tokenizer()
+    tokenizer = build_tokenizer()
     for word in [*WORDS, TOKEN, *(style.phrase for style in STYLES.values())]:
         assert len(tokenizer.tokenize(word)) == 1, word
 
@@ -84,7 +109,7 @@ def test_base_resumes_to_the_same_weights(
     )
     assert pipe.unet.config.addition_embed_type == "text_time"
     widths = {module.to_q.in_features for module in pipe.unet.modules() if hasattr(module, "to_q")}
-    assert widths == {64, 128}
+    assert widths == {96, 128}
 
 
 def test_base_needs_the_autoencoder(tmp_path: Path) -> None:

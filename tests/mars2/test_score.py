@@ -308,7 +308,7 @@ def test_a_truncated_image_stops_before_anything_is_judged(world, folder: Path) 
     path.write_bytes(path.read_bytes()[:-30])
     store = store_of(world, folder)
     metric = Brightness()
-    with pytest.raises(RunError, match=r"dog_oil/1\.png cannot be read"):
+    with pytest.raises(RunError, match=r"dog_oil/1\.png is no image that can be read"):
         score_all(store, metric)
     assert metric.batches == []
 

@@ -1,6 +1,5 @@
 """What the training stages share: checkpoints in safetensors, learning rates, atomic writes."""
 
-import hashlib
 import json
 import logging
 import math
@@ -130,12 +129,6 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     write(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)
-
-
-def sha256(path: Path) -> str:
-    """Return the hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, data: object) -> None:

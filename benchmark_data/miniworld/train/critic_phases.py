@@ -64,9 +64,9 @@ class Scale:
     """How long each phase lasts and how much it takes at a time."""
 
     groups: int = 5000
-    seeing: int = 2200
-    comparing: int = 1500
-    answering: int = 800
+    seeing: int = 3000
+    comparing: int = 2400
+    answering: int = 1600
     images: int = 96
     sequences: int = 24
     pairs: int = 32

@@ -1,11 +1,14 @@
-"""The training loop of the judges: Muon for matrices, AdamW for the rest, checkpoints, resuming."""
+"""The training loop of the small models: Muon and AdamW, checkpoints, resuming."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel
 
 from benchmark_data.miniworld.train.common import (
     Clock,
@@ -17,6 +20,52 @@ from benchmark_data.miniworld.train.common import (
     save_state,
     unpack,
 )
+
+
+class _Unflattened(nn.Module):
+    """A matrix ``(out, in * h * w)`` as a convolution's weight ``(out, in, h, w)``."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        return matrix.view(self.shape)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1)
+
+
+@contextmanager
+def flat_convolutions(*modules: nn.Module) -> Iterator[None]:
+    """Let inner convolutions' weights be matrices for a while: Muon takes nothing else.
+
+    Those that read or write an image's three colours are left to AdamW.
+    """
+    convolutions = [
+        layer
+        for module in modules
+        for layer in module.modules()
+        if isinstance(layer, nn.Conv2d) and min(layer.in_channels, layer.out_channels) > 3
+    ]
+    for layer in convolutions:
+        parametrize.register_parametrization(layer, "weight", _Unflattened(layer.weight.shape))
+    try:
+        yield
+    finally:
+        for layer in convolutions:
+            parametrize.remove_parametrizations(layer, "weight")
+
+
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's weights as if `flat_convolutions` had never touched it."""
+    flat = ".parametrizations.weight.original"
+    return {
+        key.replace(flat, ".weight"): module.get_submodule(key.removesuffix(flat)).weight
+        if key.endswith(flat)
+        else value
+        for key, value in module.state_dict().items()
+    }
 
 
 def muon_and_adam(
@@ -46,14 +95,28 @@ def train_phase(
     steps: int,
     rates: tuple[float, float],
     decay: bool = False,
+    averages: Mapping[str, AveragedModel] | None = None,
     on_save: Callable[[], None] | None = None,
 ) -> None:
-    """Train, with a checkpoint every two minutes; go on from it, or load what is finished."""
+    """Train, with a checkpoint every two minutes; go on from it, or load what is finished.
+
+    Args:
+        checkpoint: Its file.
+        modules: What is trained, by name.
+        loss_at: The loss of a step; all its draws come from the step's number.
+        steps: How many.
+        rates: Peak learning rates of Muon and of AdamW.
+        decay: Whether the rates go down in the last 40 %; False: another phase follows.
+        averages: Running averages of modules' weights, by the modules' names; kept up to date.
+        on_save: Called after a checkpoint was written on the way.
+    """
     optimizers, peaks = muon_and_adam(list(modules.values()), muon=rates[0], adam=rates[1])
     name, start = checkpoint.stem, 0
+    averages = averages or {}
+    saved = {**modules, **{f"average of {key}": value for key, value in averages.items()}}
     if checkpoint.exists():
         tensors, meta = load_state(checkpoint)
-        unpack(tensors, modules, optimizers)
+        unpack(tensors, saved, optimizers)
         start = int(meta["step"])
         log.info("%s goes on at step %d of %d", name, start, steps)
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
@@ -74,13 +137,15 @@ def train_phase(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers.values():
             optimizer.step()
+        for key, average in averages.items():
+            average.update_parameters(modules[key])
         losses.append(loss.item())
         if report.due() or step in (start, steps - 1):
             mean = float(np.mean(losses[-60:]))
             log.info("%s, step %d of %d, loss %.4f", name, step + 1, steps, mean)
         if saving.due():
-            save_state(checkpoint, pack(modules, optimizers), {"step": step + 1})
+            save_state(checkpoint, pack(saved, optimizers), {"step": step + 1})
             if on_save is not None:
                 on_save()
     if start < steps:
-        save_state(checkpoint, pack(modules, optimizers), {"step": steps})
+        save_state(checkpoint, pack(saved, optimizers), {"step": steps})

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import TypedDict
 
-from benchmark_data.miniworld.train.common import log, sha256, write_json
+from benchmark_data.miniworld.train.common import log, write_json
+from benchmark_data.references import file_digest
 
 NOT_LISTED = ("MANIFEST.json", "MODEL_CARD.md")
 
@@ -21,7 +22,7 @@ def entries(weights: Path) -> dict[str, Entry]:
     return {
         path.relative_to(weights).as_posix(): {
             "bytes": path.stat().st_size,
-            "sha256": sha256(path),
+            "sha256": file_digest(path),
         }
         for path in sorted(weights.rglob("*"))
         if path.is_file() and path.name not in NOT_LISTED

@@ -1,0 +1,141 @@
+"""Prints how good the miniature world's models are, with intervals, and writes pictures to look at.
+
+`python -m benchmark_data.miniworld.measure base loras suite --run runs/miniworld`
+"""
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark_data.load import load_suite
+from benchmark_data.miniworld.measure.base import measure_base
+from benchmark_data.miniworld.measure.classifier import (
+    Classifier,
+    accuracies,
+    drawings,
+    load_classifier,
+)
+from benchmark_data.miniworld.measure.loras import measure_loras
+from benchmark_data.miniworld.measure.suite import (
+    agreement,
+    correlations,
+    rank_agreement,
+    read_run,
+    truths_by_method,
+)
+from benchmark_data.miniworld.train import clip, critic_measure, dino
+from benchmark_data.miniworld.train.common import write_json
+from benchmark_data.miniworld.train.degrade import degrade
+from mars2.pipelines import SdxlPipeline
+from mars2.stats import Estimate
+from mars2.store import RunStore
+
+PACKAGE = Path(__file__).parents[1]
+PARTS = ("classifier", "base", "loras", "critic", "clip", "dino", "suite")
+
+
+def main() -> None:
+    """Measure what is asked for; figures go to ``OUT/PART.json`` as well."""
+    parser = argparse.ArgumentParser(prog="python -m benchmark_data.miniworld.measure")
+    parser.add_argument("parts", nargs="+", choices=PARTS)
+    parser.add_argument("--weights", type=Path, default=PACKAGE / "weights", help="weights folder")
+    parser.add_argument("--work", type=Path, default=Path("training"), help="drawings, classifier")
+    parser.add_argument("--out", type=Path, default=Path("runs/measure"), help="figures, pictures")
+    parser.add_argument("--run", type=Path, help="scored run folder, for the part `suite`")
+    parser.add_argument("--images", type=int, help="images (base: 1000; loras: 20 a concept)")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    if "suite" in chosen.parts and chosen.run is None:
+        parser.error("the part `suite` needs --run")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    chosen.work.mkdir(parents=True, exist_ok=True)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for part in chosen.parts:
+        figures = _plain(_measure(part, chosen))
+        write_json(chosen.out / f"{part}.json", figures)
+        print(f"\n{part}")
+        _show(figures)
+
+
+def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
+    weights, seed = chosen.weights, chosen.seed
+    if part == "critic":
+        return critic_measure.measure(weights / "critic", groups=100, seed=seed)
+    if part == "clip":
+        return clip.measure(weights / "clip", groups=60, seed=seed)
+    if part == "dino":
+        return dino.measure(weights / "dino", groups=100, seed=seed)
+    classifier = load_classifier(chosen.work, weights / "sdxl" / "vae", seed=seed)
+    if part == "classifier":
+        return _classifier(classifier, seed)
+    if part == "suite":
+        images = read_run(RunStore.open(chosen.run), classifier)
+        return {
+            "truth by method": truths_by_method(images),
+            "judge agrees with the truth": agreement(images),
+            "rank agreement of the seeds' halves": rank_agreement(images),
+            "correlation with the truth": correlations(images, seed=seed),
+        }
+    generation = load_suite("miniworld").generation
+    pipeline = SdxlPipeline.load(
+        weights / "sdxl",
+        dtype="float32",
+        device="cpu",
+        resolution=generation.resolution,
+        steps=generation.steps,
+        guidance_scale=generation.guidance_scale,
+        batch_size=10,
+    )
+    if part == "base":
+        count = chosen.images or 1000
+        return measure_base(pipeline, classifier, chosen.out, images=count, seed=seed)
+    return measure_loras(
+        pipeline,
+        classifier,
+        weights / "loras",
+        chosen.out,
+        images=chosen.images or 20,
+        seed=seed,
+    )
+
+
+def _classifier(classifier: Classifier, seed: int) -> dict[str, object]:
+    """Accuracy on new drawings, clean and damaged."""
+    pixels, truth = drawings(1000, seed=seed + 1)
+    clean = pixels.float() / 127.5 - 1
+    damaged = degrade(clean, torch.Generator().manual_seed(seed))
+    return {
+        "clean": accuracies(classifier.read_pixels(clean), truth),
+        "damaged": accuracies(classifier.read_pixels(damaged), truth),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Figures as JSON takes them: estimates as mappings, numbers rounded."""
+    if isinstance(value, Estimate):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _show(figures: Mapping[str, Any], indent: str = "  ") -> None:
+    for name, value in figures.items():
+        if not isinstance(value, Mapping):
+            print(f"{indent}{name}: {value}")
+        elif "n_clusters" in value:
+            interval = "" if value["low"] is None else f" [{value['low']}, {value['high']}]"
+            print(f"{indent}{name}: {value['value']}{interval}, n {value['n']}")
+        else:
+            print(f"{indent}{name}")
+            _show(value, indent + "  ")
+
+
+if __name__ == "__main__":
+    main()

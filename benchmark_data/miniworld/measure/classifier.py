@@ -1,0 +1,224 @@
+"""Reads off a picture what it shows: a convolutional network, independent of all that is measured.
+
+It is trained on drawings alone, those of held-out subjects and styles among them, clean, damaged
+and through the autoencoder. It is an instrument of measurement: no stage of the training and no
+metric of the benchmark sees it, and it is not shipped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from numpy.typing import NDArray
+from PIL.Image import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmark_data.miniworld.train.common import load_state, log, save_state
+from benchmark_data.miniworld.train.degrade import autoencoded, degrade
+from benchmark_data.miniworld.train.drawings import LOOKS, thing_numbers
+from benchmark_data.miniworld.train.loop import flat_convolutions, train_phase
+from benchmark_data.miniworld.world import (
+    ATTRIBUTES,
+    CATEGORIES,
+    COLOURS,
+    FAMILIES,
+    MONOCHROME,
+    PATTERNS,
+    STYLES,
+    SUBJECTS,
+    Look,
+    Thing,
+    draw,
+    random_look,
+    random_thing,
+    survives,
+)
+
+NAMES = (*ATTRIBUTES, "look")
+CLASSES = (
+    len(CATEGORIES),
+    len(COLOURS),
+    len(COLOURS),
+    len(PATTERNS),
+    len(COLOURS) + 1,
+    len(LOOKS),
+)
+FAMILY_OF_LOOK = np.array([FAMILIES.index(look.family) for look in LOOKS])
+UNTOLD = -100  # cross-entropy's mark for "do not count this"
+HELD_OUT = 0.15  # share of drawings that show a subject, and that are in a style, of the suite
+
+Integers = NDArray[np.int64]
+
+
+def random_picture(rng: np.random.Generator) -> tuple[Thing, Look]:
+    """A thing and a look, some of them subjects and styles of the suite."""
+    look = random_look(rng)
+    if rng.random() < HELD_OUT:
+        styles = list(STYLES.values())
+        look = styles[int(rng.integers(len(styles)))].look
+    thing = random_thing(rng)
+    if rng.random() < HELD_OUT:
+        subjects = list(SUBJECTS.values())
+        thing = subjects[int(rng.integers(len(subjects)))].thing
+    return thing, look
+
+
+def drawings(count: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Random drawings, uint8 ``(count, 3, 64, 64)``, and numbers of NAMES, ``(count, 6)``."""
+    rng = np.random.default_rng((seed, 77))
+    pixels = np.empty((count, 64, 64, 3), np.uint8)
+    truth = np.empty((count, len(NAMES)), np.int64)
+    for index in range(count):
+        thing, look = random_picture(rng)
+        pose, jitter = int(rng.integers(2**31)), float(rng.uniform(0.2, 0.8))
+        pixels[index] = np.asarray(draw(thing, look, seed=pose, jitter=jitter))
+        truth[index] = (*thing_numbers(thing), LOOKS.index(look))
+        if look.family in MONOCHROME:
+            truth[index, [1, 2, 4]] = UNTOLD
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(truth)
+
+
+class Block(nn.Module):
+    """Two convolutions beside a shortcut; halves the picture."""
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, outputs, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.norms = nn.ModuleList(nn.GroupNorm(8, outputs) for _ in range(2))
+        self.shortcut = nn.Conv2d(channels, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(n, channels, h, w)`` to ``(n, outputs, h / 2, w / 2)``."""
+        y = functional.silu(self.norms[0](self.first(x)))
+        return functional.silu(self.norms[1](self.second(y)) + self.shortcut(x[..., ::2, ::2]))
+
+
+class Network(nn.Module):
+    """Logits of each of NAMES, for pictures in [-1, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 5, stride=2, padding=2)
+        self.blocks = nn.Sequential(Block(32, 64), Block(64, 128), Block(128, 192))
+        self.hidden = nn.Linear(2 * 192, 256)
+        self.heads = nn.ModuleList(nn.Linear(256, size) for size in CLASSES)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """``(n, 3, 64, 64)`` to ``(n, classes)`` each."""
+        maps = self.blocks(functional.silu(self.stem(pixels)))
+        pooled = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+        hidden = functional.silu(self.hidden(pooled))
+        return [head(hidden) for head in self.heads]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the classifier reads off pictures: numbers of NAMES, ``(n, 6)``."""
+
+    numbers: Integers
+
+    def of(self, name: str) -> Integers:
+        """The numbers of an attribute, of "look" or of "family", ``(n,)``."""
+        if name == "family":
+            return np.asarray(FAMILY_OF_LOOK[self.of("look")])
+        return np.asarray(self.numbers[:, NAMES.index(name)])
+
+    def shows(self, thing: Thing, look: Look) -> NDArray[np.bool_]:
+        """Whether each picture shows all that the look lets one tell of the thing, ``(n,)``."""
+        wanted = dict(zip(ATTRIBUTES, thing_numbers(thing), strict=True))
+        told = [self.of(name) == wanted[name] for name in ATTRIBUTES if name in survives(look)]
+        return np.asarray(np.all(told, axis=0))
+
+    def is_in(self, look: Look) -> NDArray[np.bool_]:
+        """Whether each picture is in the very look: family, palette and texture, ``(n,)``."""
+        return np.asarray(self.of("look") == LOOKS.index(look))
+
+
+class Classifier:
+    """A trained network."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network.eval()
+
+    def read(self, images: Sequence[Image]) -> Reading:
+        """What RGB images show; they are resized to 64 pixels."""
+        pixels = np.stack([np.asarray(image.convert("RGB").resize((64, 64))) for image in images])
+        return self.read_pixels(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+    @torch.no_grad()
+    def read_pixels(self, pixels: Tensor) -> Reading:
+        """The same of pictures in [-1, 1], ``(n, 3, 64, 64)``."""
+        parts = [
+            torch.stack([logits.argmax(1) for logits in self._network(part)], 1)
+            for part in torch.split(pixels, 128)
+        ]
+        return Reading(torch.cat(parts).numpy())
+
+
+def accuracies(reading: Reading, truth: Tensor) -> dict[str, float]:
+    """The share of right readings of each name, where it can be told."""
+    numbers = truth.numpy()
+    shares = {}
+    for index, name in enumerate(NAMES):
+        told = numbers[:, index] != UNTOLD
+        shares[name] = float((reading.numbers[told, index] == numbers[told, index]).mean())
+    shares["family"] = float((reading.of("family") == FAMILY_OF_LOOK[numbers[:, -1]]).mean())
+    return shares
+
+
+def load_classifier(
+    work: Path, vae: Path, *, seed: int = 0, steps: int = 1800, count: int = 24_000
+) -> Classifier:
+    """Train the classifier, or read it from ``work`` where that was done; resumes.
+
+    Args:
+        work: Where drawings and checkpoint are kept.
+        vae: The autoencoder's folder.
+        seed: Of drawings and training.
+        steps: Of 96 pictures.
+        count: Number of drawings.
+    """
+    cache = work / f"classifier-drawings-{seed}-{count}.safetensors"
+    if not cache.exists():
+        pixels, truth = drawings(count, seed=seed)
+        model = AutoencoderTiny.from_pretrained(vae, dtype=torch.float32)
+        generator = torch.Generator().manual_seed(seed)
+        decoded = autoencoded(model.encoder, model.decoder, pixels[: count // 3], generator)
+        save_state(cache, {"pixels": pixels, "truth": truth, "decoded": decoded}, {})
+    tensors, _ = load_state(cache)
+    pixels, truth, decoded = (tensors[name] for name in ("pixels", "truth", "decoded"))
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(seed)
+        network = Network()
+
+    def loss_at(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rows = torch.randint(count, (96,), generator=generator)
+        shown = pixels[rows]
+        through = (rows < len(decoded)) & (torch.rand(96, generator=generator) < 0.6)
+        shown[through] = decoded[rows[through]]
+        images = degrade(shown.float() / 127.5 - 1, generator, share=0.5)
+        with torch.autocast("cpu", torch.bfloat16):
+            named = network(images)
+        losses = [
+            functional.cross_entropy(logits.float(), truth[rows, index], ignore_index=UNTOLD)
+            for index, logits in enumerate(named)
+        ]
+        return torch.stack(losses).sum()
+
+    with flat_convolutions(network):
+        train_phase(
+            work / "classifier.safetensors",
+            {"classifier": network},
+            loss_at,
+            steps=steps,
+            rates=(0.02, 2e-3),
+            decay=True,
+        )
+    log.info("classifier: ready")
+    return Classifier(network)

@@ -1,0 +1,191 @@
+"""The measures of the miniature world: by hand on small numbers, and the whole loop, tiny."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from benchmark_data.miniworld.measure import base, loras
+from benchmark_data.miniworld.measure.classifier import (
+    CLASSES,
+    NAMES,
+    UNTOLD,
+    Classifier,
+    Network,
+    Reading,
+    accuracies,
+    drawings,
+    load_classifier,
+)
+from benchmark_data.miniworld.measure.suite import (
+    Image,
+    agreement,
+    correlations,
+    method_means,
+    rank_agreement,
+    truths_by_method,
+)
+from benchmark_data.miniworld.train import autoencoder
+from benchmark_data.miniworld.train.drawings import LOOKS, thing_numbers
+from benchmark_data.miniworld.world import PHOTO, STYLES, SUBJECTS, Look, Thing, draw
+
+
+def reading(*pictures: tuple[Thing, Look]) -> Reading:
+    return Reading(np.array([(*thing_numbers(t), LOOKS.index(look)) for t, look in pictures]))
+
+
+def test_a_picture_shows_a_thing_if_all_that_can_be_told_agrees() -> None:
+    mug, other = Thing("mug", "red", "green"), Thing("mug", "blue", "green")
+    line = Look("line", "black_on_white", "fine")
+    assert reading((mug, PHOTO), (other, PHOTO)).shows(mug, PHOTO).tolist() == [True, False]
+    assert reading((mug, line), (other, line)).shows(mug, line).tolist() == [True, True]
+    spotted = Thing("mug", "red", "green", "spots", "blue")
+    assert reading((spotted, line)).shows(mug, line).tolist() == [False]
+
+
+def test_a_picture_is_in_a_style_only_in_its_very_setting() -> None:
+    style = STYLES["cathedral"].look
+    near = next(look for look in LOOKS if look.family == style.family and look != style)
+    mug = Thing("mug", "red", "green")
+    read = reading((mug, style), (mug, near))
+    assert read.is_in(style).tolist() == [True, False]
+    assert len(set(read.of("family"))) == 1
+
+
+def test_what_cannot_be_told_is_not_counted() -> None:
+    truth = torch.tensor([[3, UNTOLD, UNTOLD, 1, UNTOLD, 0], [4, 2, 1, 0, 0, 1]])
+    read = Reading(np.array([[3, 7, 7, 0, 7, 0], [4, 2, 5, 0, 0, 0]]))
+    shares = accuracies(read, truth)
+    expected = {"category": 1, "body": 1, "accent": 0, "pattern": 0.5, "second": 1, "look": 0.5}
+    assert {name: shares[name] for name in NAMES} == expected
+
+
+def test_drawings_show_subjects_and_styles_and_their_numbers_are_the_truth() -> None:
+    pixels, truth = drawings(120, seed=0)
+    assert pixels.shape == (120, 3, 64, 64)
+    styles = {LOOKS.index(style.look) for style in STYLES.values()}
+    assert {int(number) for number in truth[:, -1]} & styles
+    grey = torch.tensor(
+        [LOOKS[look].family in ("line", "blueprint", "woodcut") for look in truth[:, -1]]
+    )
+    assert (truth[grey][:, [1, 2, 4]] == UNTOLD).all()
+    assert (truth[~grey] >= 0).all()
+    assert (truth < torch.tensor(CLASSES)).all()
+
+
+def test_the_classifier_learns_and_is_read_again(tmp_path) -> None:
+    autoencoder.build(0).save_pretrained(tmp_path / "vae")
+    sizes = {"seed": 0, "steps": 12, "count": 60}
+    first = load_classifier(tmp_path, tmp_path / "vae", **sizes)
+    again = load_classifier(tmp_path, tmp_path / "vae", **sizes)
+    pixels, truth = drawings(60, seed=0)
+    clean = pixels.float() / 127.5 - 1
+    np.testing.assert_array_equal(
+        first.read_pixels(clean).numbers, again.read_pixels(clean).numbers
+    )
+    assert accuracies(first.read_pixels(clean), truth)["category"] > 2 / 12
+
+
+class DrawnPipeline:
+    """A pipeline that draws without a model: what a perfect one would, for one thing and look."""
+
+    def __init__(self, thing: Thing, look: Look) -> None:
+        self.thing, self.look, self.prompts = thing, look, []
+
+    def generate(self, adapter, prompt, seeds):
+        self.prompts.append(prompt)
+        return [draw(self.thing, self.look, seed=seed) for seed in seeds]
+
+
+class Fixed(Classifier):
+    """Reads the same off every picture."""
+
+    def __init__(self, thing: Thing, look: Look) -> None:
+        super().__init__(Network())
+        self.fixed = (thing, look)
+
+    def read(self, images):
+        return reading(*[self.fixed for _ in images])
+
+
+def test_base_counts_what_the_caption_says(tmp_path) -> None:
+    mug = Thing("mug", "red", "green")
+    results = base.measure_base(
+        DrawnPipeline(mug, PHOTO), Fixed(mug, PHOTO), tmp_path, images=14 * 4 * 3, seed=0
+    )
+    assert results["family"].value == pytest.approx(1 / 14)  # one family of fourteen is photo
+    assert results["category"].n == 14 * 4 * 3
+    assert results["body"].n_unscored == 3 * 4 * 3  # three families show no colours
+    assert (tmp_path / "base.png").stat().st_size > 0
+
+
+def test_loras_are_measured_on_their_own_and_on_other_prompts(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(loras, "load_adapter", lambda path: path.stem)
+    subject, style = SUBJECTS["mug_2"], STYLES["cathedral"]
+    pipeline = DrawnPipeline(subject.thing, style.look)
+    results = loras.measure_loras(
+        pipeline, Fixed(subject.thing, style.look), tmp_path, tmp_path, images=5, seed=0
+    )
+    assert results["mug_2"]["own"].value == results["cathedral"]["held out"].value == 1
+    assert results["cat_2"]["own"].value == results["broadway"]["held out"].value == 0
+    assert results["all subjects"]["own"].value == pytest.approx(1 / len(SUBJECTS))
+    assert results["all subjects"]["own"].n_clusters == len(SUBJECTS)
+    assert sum("flat style" in prompt for prompt in pipeline.prompts) == len(SUBJECTS)
+    assert {path.name for path in tmp_path.iterdir()} == {"subjects.png", "styles.png"}
+
+
+def images() -> list[Image]:
+    """Two pairs, four seeds, three methods; a judge that errs once."""
+    found = []
+    for method, threshold in (("base", 0), ("good", 3), ("poor", 1)):
+        for case in ("a_x", "b_y"):
+            for seed in range(4):
+                right = seed < threshold
+                judged = right != (method == "poor" and case == "a_x" and seed == 0)
+                truth = {"subject": right, "style": True, "both": right}
+                scores = {
+                    "mars2": float(judged),
+                    "mars2_subject": float(judged),
+                    "mars2_style": 1.0,
+                    "dino_subject": 0.1 * seed + 0.3 * right,
+                }
+                found.append(Image(method, case, seed, truth, scores))
+    return found
+
+
+def test_agreement_counts_the_judges_error() -> None:
+    agreed = agreement(images())
+    assert agreed["mars2"].value == pytest.approx(23 / 24)
+    assert agreed["mars2_style"].value == 1
+    assert agreed["mars2"].n_clusters == 2
+
+
+def test_truths_and_means_by_method() -> None:
+    truths = truths_by_method(images())
+    assert truths["good"]["both"].value == 0.75
+    assert truths["base"]["both"].value == 0
+    assert method_means(images(), "mars2", [0]) == {"base": 0, "good": 1, "poor": 0.5}
+
+
+def test_correlation_is_pearsons_and_none_where_nothing_varies() -> None:
+    found = images()
+    result = correlations(found)
+    values = [image.scores["dino_subject"] for image in found]
+    facts = [float(image.truth["both"]) for image in found]
+    estimate = result["dino_subject"]["both"]
+    assert estimate.value == pytest.approx(stats.pearsonr(values, facts).statistic, abs=1e-12)
+    # the two pairs have the same images, so every resample has the same correlation
+    assert [estimate.low, estimate.high] == pytest.approx([estimate.value] * 2, abs=1e-12)
+    assert result["dino_subject"]["style"].value is None  # all images are in the style
+
+
+def test_rank_agreement_leaves_controls_aside_and_is_kendalls() -> None:
+    rng = np.random.default_rng(0)
+    found = [
+        Image(method, "a_x", seed, {}, {"mars2": float(rng.random() < share)})
+        for method, share in (("a", 0.1), ("b", 0.4), ("c", 0.6), ("d", 0.9), ("base", 0.0))
+        for seed in range(8)
+    ]
+    halves = [method_means(found, "mars2", seeds) for seeds in (range(4), range(4, 8))]
+    expected = stats.kendalltau(*[[half[m] for m in "abcd"] for half in halves]).statistic
+    assert rank_agreement(found) == pytest.approx(expected, abs=1e-12)
