@@ -64,7 +64,7 @@ class Scale:
     """How long each phase lasts and how much it takes at a time."""
 
     groups: int = 5000
-    seeing: int = 3000
+    seeing: int = 3800
     comparing: int = 2400
     answering: int = 1600
     images: int = 96
@@ -254,6 +254,7 @@ class Critic:
             loss_at,
             steps=steps,
             rates=(0.015, 1.5e-3),
+            decay=True,
         )
 
     def compare(self) -> None:
