@@ -57,10 +57,10 @@ def match_layers(
 
 
 def _filled(adapter: LoraAdapter, shapes: dict[str, tuple[int, int]]) -> LoraAdapter:
-    some = next(iter(adapter.deltas.values()), None)
-    kind = {"dtype": some.up.dtype, "device": some.up.device} if some else {}
+    factors = [delta.up for delta in adapter.deltas.values()]
+    like = factors[0] if factors else torch.zeros(0)
     zeros = {
-        layer: LowRankDelta(torch.zeros(d_out, 1, **kind), torch.zeros(1, d_in, **kind))
+        layer: LowRankDelta(like.new_zeros(d_out, 1), like.new_zeros(1, d_in))
         for layer, (d_out, d_in) in shapes.items()
         if layer not in adapter.deltas
     }

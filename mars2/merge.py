@@ -1,13 +1,13 @@
 """Merges LoRA files into one, with where it comes from in the file's metadata."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from baselines.adapter import LoraAdapter
-from baselines.formats import LoraFile, check_spelling, read_lora, save_adapter
+from baselines.formats import check_spelling, read_lora, save_adapter
 from baselines.layers import match_layers
 from baselines.registry import parse_method
 from benchmark_data.references import file_digest
@@ -58,9 +58,13 @@ def merge_files(
     for path in files:
         if not path.is_file():
             raise RunError(f"there is no LoRA file {path}")
-    read = [read_lora(path) for path in files]
-    stored = _common_type(read) if dtype is None else getattr(torch, dtype)
-    adapters = [file.adapter(ignore_text_encoder=ignore_text_encoder) for file in read]
+    adapters: list[LoraAdapter] = []
+    types: set[torch.dtype] = set()
+    for path in files:  # a file's own tensors are let go before the next is read
+        file = read_lora(path)
+        types.update(file.dtypes)
+        adapters.append(file.adapter(ignore_text_encoder=ignore_text_encoder))
+    stored = _common_type(types) if dtype is None else getattr(torch, dtype)
     matched, changed = match_layers(adapters, layers)
     merged = found(matched, seed=seed, **found.resolve(passed))
     if not merged.deltas:
@@ -68,7 +72,11 @@ def merge_files(
     notes = {"layers": changed} if changed else {}
     if rank is not None:
         merged, notes["truncated"] = _truncated(merged, rank)
-    left_out = [f"{a.metadata['left_out']} of {a.name}" for a in adapters if _left_out(a)]
+    left_out = [
+        f"{adapter.metadata['left_out']} of {adapter.name}"
+        for adapter in adapters
+        if "left_out" in adapter.metadata
+    ]
     if left_out:
         notes["left_out"] = ", ".join(left_out)
     origin = {
@@ -88,15 +96,10 @@ def merge_files(
     return [said, *(f"{what.replace('_', ' ')}: {note}" for what, note in notes.items())]
 
 
-def _common_type(files: Sequence[LoraFile]) -> torch.dtype:
-    """What all factors are stored as, if that is a type to write; else float32."""
-    found = {dtype for file in files for dtype in file.dtypes}
-    dtype = found.pop() if len(found) == 1 else torch.float32
-    return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
-
-
-def _left_out(adapter: LoraAdapter) -> bool:
-    return "left_out" in adapter.metadata
+def _common_type(types: Collection[torch.dtype]) -> torch.dtype:
+    """What all factors are stored as, if that is half precision; else float32."""
+    halves = (torch.float16, torch.bfloat16)
+    return next((half for half in halves if set(types) == {half}), torch.float32)
 
 
 def _truncated(adapter: LoraAdapter, rank: int) -> tuple[LoraAdapter, str]:

@@ -78,14 +78,17 @@ class LoraFile:
         left_out = ", ".join(f"{part} ({n} tensors)" for part, n in self.text_encoders.items())
         if left_out and not ignore_text_encoder:
             raise AdapterError(
-                f"the file holds a LoRA of the text encoder, too: {left_out}. Only the UNet's is "
-                "merged; to leave the rest out, write the UNet's to a file of its own: mars2 merge "
-                "FILE --method subject_only --ignore-text-encoder -o NEW"
+                f"{self.path}: the file holds a LoRA of the text encoder, too: {left_out}. Only "
+                "the UNet's is merged; to leave the rest out, write the UNet's to a file of its "
+                "own: mars2 merge FILE --method subject_only --ignore-text-encoder -o NEW"
             )
         metadata = dict(self.metadata) | ({"left_out": left_out} if left_out else {})
         deltas = {layer: stored.delta() for layer, stored in self.layers.items()}
         adapter = LoraAdapter(deltas, name=name or self.path.stem, metadata=metadata)
-        adapter.check_finite()
+        try:
+            adapter.check_finite()
+        except AdapterError as error:
+            raise AdapterError(f"{self.path}: {error}") from error
         return adapter
 
 
@@ -115,11 +118,7 @@ def load_adapter(path: Path, *, name: str = "", ignore_text_encoder: bool = Fals
         AdapterError: If the file is missing, damaged, or has anything that is not understood, does
             not fit together, or is not finite. The message names the key or layer.
     """
-    file = read_lora(path)
-    try:
-        return file.adapter(name, ignore_text_encoder=ignore_text_encoder)
-    except AdapterError as error:
-        raise AdapterError(f"{file.path}: {error}") from error
+    return read_lora(path).adapter(name, ignore_text_encoder=ignore_text_encoder)
 
 
 def read_lora(path: Path) -> LoraFile:

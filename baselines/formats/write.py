@@ -94,10 +94,10 @@ def _kohya(adapter: LoraAdapter) -> dict[str, Tensor]:
 def _one_alpha(adapter: LoraAdapter, alpha: int) -> LoraAdapter:
     """The factors that give the same updates once a reader has multiplied them by alpha / rank.
 
-    A file whose layers have different alphas is read wrongly by diffusers (0.42): it looks for those
-    of the attention layers under names that no module has and takes the most frequent one. So all
-    layers get the highest rank as alpha. A layer of lower rank is filled up with zeros to alpha /
-    2^k, and its up factor divided by 2^k, which is exact.
+    A file whose layers have different alphas is read wrongly by diffusers (0.42): it looks for the
+    attention layers' under names that no module has, and takes the most frequent one. So all layers
+    get the highest rank as alpha. A layer of lower rank is filled up with zeros to alpha / 2^k, and
+    its up factor divided by 2^k, which is exact.
     """
     written = {}
     for layer, delta in adapter.deltas.items():
@@ -127,5 +127,5 @@ def _factors(adapter: LoraAdapter) -> dict[str, tuple[Tensor, Tensor]]:
                 f"layer {layer!r} is a convolution of {side} x {side}, which cannot have "
                 f"{delta.shape[1]} inputs"
             )
-        factors[layer] = delta.up[:, :, None, None], delta.down.unflatten(1, (-1, side, side))
+        factors[layer] = delta.up[:, :, None, None], delta.down.reshape(delta.rank, -1, side, side)
     return factors

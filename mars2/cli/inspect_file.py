@@ -1,6 +1,6 @@
 """`mars2 inspect`: what is in a LoRA file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -58,7 +58,7 @@ def inspect(
         console.print(line, soft_wrap=True)
 
 
-def _counts(counts: dict[str, int], of: str) -> str:
+def _counts(counts: Mapping[str, int], of: str) -> str:
     return ", ".join(f"{name} ({count} {of})" for name, count in counts.items())
 
 
