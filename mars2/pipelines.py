@@ -156,7 +156,7 @@ class SdxlPipeline:
             with torch.no_grad():
                 for weight, delta in pairs:
                     update = delta.to(weight.device, torch.float32).dense()
-                    weight.copy_(weight.float() + update)  # copy_ casts
+                    weight.copy_(weight.float() + update.view(weight.shape))  # copy_ casts
             yield
         finally:
             with torch.no_grad():
@@ -173,10 +173,11 @@ class SdxlPipeline:
                     f"adapter {adapter.name!r} updates {layer}, which this UNet does not have: "
                     "it was trained for another base model"
                 )
-            if tuple(weight.shape) != tuple(delta.shape):
+            matrix = weight.flatten(1) if weight.ndim > 1 else weight  # a convolution's, as read
+            if tuple(matrix.shape) != tuple(delta.shape):
                 raise AdapterError(
                     f"adapter {adapter.name!r} updates {layer} with shape {tuple(delta.shape)}, "
-                    f"this UNet's is {tuple(weight.shape)}: it was trained for another base model"
+                    f"this UNet's is {tuple(matrix.shape)}: it was trained for another base model"
                 )
             pairs.append((weight, delta))
         return pairs

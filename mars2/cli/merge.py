@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mars2.job import RunError
+from mars2.cli.options import parse_dtype
 
 
 def merge(
@@ -13,27 +13,48 @@ def merge(
     output: Annotated[Path, typer.Option("--output", "-o", help="The merged LoRA's file.")],
     method: Annotated[str, typer.Option(help="Such as direct_sum or average.")] = "direct_sum",
     seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="If the files touch different layers: error; union (what a file lacks is an "
+            "update of zero); intersection (only what all files touch)."
+        ),
+    ] = "error",
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Truncate to this rank.  [default: what the method gives]"),
+    ] = None,
+    spelling: Annotated[
+        str,
+        typer.Option("--format", help="diffusers, or kohya, which ComfyUI and web UIs read, too."),
+    ] = "diffusers",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, float16 or bfloat16.  [default: the files']"),
+    ] = None,
+    ignore_text_encoder: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-text-encoder",
+            help="Leave text encoders' LoRAs out, instead of refusing the file.",
+        ),
+    ] = False,
 ) -> None:
-    """Merge LoRA files into one that other tools load."""
-    from baselines.formats import load_adapter, save_adapter
-    from baselines.registry import parse_method
+    """Merge LoRA files into one that other tools load.
 
-    found, passed = parse_method(method)
-    if found.kind == "fit":
-        raise RunError(
-            f"{found.name} optimises for a pair with the base model and reference images: "
-            "use `mars2 run --save-adapters`"
-        )
-    for path in files:
-        if not path.is_file():
-            raise RunError(f"there is no LoRA file {path}")
-    adapters = [load_adapter(path, name=path.stem) for path in files]
-    for adapter in adapters:
-        adapter.check_finite()
-    merged = found(adapters, seed=seed, **found.resolve(passed))
-    if not merged.deltas:
-        raise RunError(f"{found.name} leaves the base model as it is: there is nothing to save")
-    merged.check_finite()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_adapter(merged, output)
-    print(f"{output}: {len(merged.deltas)} layers, {merged.parameters()} parameters")
+    One file and --method subject_only convert a file.
+    """
+    from mars2.merge import merge_files
+
+    for line in merge_files(
+        files,
+        output,
+        method=method,
+        seed=seed,
+        layers=layers,
+        rank=rank,
+        spelling=spelling,
+        dtype=parse_dtype(dtype),
+        ignore_text_encoder=ignore_text_encoder,
+    ):
+        print(line)

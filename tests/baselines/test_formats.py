@@ -346,29 +346,53 @@ def bad_files() -> Iterator[tuple[str, dict[str, Tensor], str]]:
     ones = torch.ones(2, 2)
     key = f"unet.{LAYER}"
     yield "empty", {}, "the file holds no LoRA at all"
-    yield "kohya", {"lora_unet_down_blocks_1.lora_down.weight": ones}, "kohya's .* convert the file"
-    yield "kohya alpha", {"lora_unet_down_blocks_1.alpha": torch.ones(1)}, "kohya's"
+    yield (
+        "kohya",
+        {"lora_unet_down_pumps_1.lora_down.weight": ones},
+        "down_pumps.*not understood",
+    )
+    yield "kohya alpha", {"lora_unet_down_blocks_1.alpha": torch.ones(1)}, "no down factor"
+    yield "original", {"lora_unet_input_blocks_1_2_op.alpha": torch.ones(1)}, "_op.*not understood"
     yield "dora", {**pair(), f"{key}.lora_magnitude_vector": torch.ones(3)}, "magnitude_vec.*DoRA"
     yield (
         "text encoder",
         {**pair(), "text_encoder.text_model.layers.0.q_proj.lora_A.weight": ones},
-        "key 'text_encoder.*it looks like a LoRA of the text encoder",
+        r"a LoRA of the text encoder, too: text_encoder \(1 tensors\).*--ignore-text-encoder",
     )
-    yield "text encoder 2", {"text_encoder_2.x.lora_linear_layer.up.weight": ones}, "text encoder"
+    yield (
+        "text encoder 2",
+        {"text_encoder_2.x.lora_linear_layer.up.weight": ones},
+        "holds a LoRA of text_encoder_2 and none of the UNet",
+    )
     yield (
         "transformer",
         {"transformer.blocks.0.to_q.lora_A.weight": ones},
         "looks like a LoRA of a diffusion transformer",
     )
-    yield "lokr", {f"{key}.lokr_w1": ones}, "LyCORIS"
+    yield "lokr", {f"{key}.lokr_w1": ones}, "lokr_w1' is not understood: it looks like LoKr"
+    yield "loha", {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": ones}, "LoHa"
+    yield "kohya dora", {"lora_unet_mid_block_attentions_0_proj_in.dora_scale": ones}, "DoRA"
+    yield "oft", {"lora_unet_mid_block_attentions_0_proj_in.oft_blocks": ones}, "OFT"
+    yield "difference", {"diffusion_model.out.2.diff": ones}, "full difference"
     yield "bias", {**pair(), f"{key}.lora_B.bias": torch.ones(3)}, "LoRA with biases"
     yield (
-        "convolution",
+        "convolution of a linear layer",
+        {f"{key}.lora_A.weight": torch.ones(2, 4, 3, 3), f"{key}.lora_B.weight": ones},
+        r"to_q' has factors of shape \(2, 4, 3, 3\) and .*, which looks like a convolution",
+    )
+    yield (
+        "matrix of a convolution",
+        {"unet.conv_in.lora_A.weight": torch.ones(2, 4), "unet.conv_in.lora_B.weight": ones},
+        r"it is a convolution of 3 x 3: expected \(rank, channels, 3, 3\)",
+    )
+    yield (
+        "middle factor",
         {
-            "unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3),
-            "unet.conv_in.lora_B.weight": torch.ones(3, 2, 1, 1),
+            "unet.conv_in.lora_down.weight": torch.ones(2, 4, 1, 1),
+            "unet.conv_in.lora_mid.weight": torch.ones(2, 3, 3, 3),
+            "unet.conv_in.lora_up.weight": torch.ones(5, 2, 1, 1),
         },
-        r"'unet.conv_in.lora_A.weight' has shape \(2, 4, 3, 3\), which looks like a convolution",
+        "a middle one .* which do not fit",
     )
     yield "no prefix", {"blocks.0.to_q.lora_A.weight": ones}, "'blocks.0.to_q.*not understood: ex"
     yield "checkpoint", {"conv_in.weight": ones}, "'conv_in.weight' is not understood"
@@ -434,6 +458,7 @@ def test_refuses_files_that_are_none(adapter: LoraAdapter, tmp_path: Path):
         ("{", "lora_adapter_metadata in its header is not JSON"),
         ("[]", "in its header is a list, not an object"),
         ({"unet.use_dora": True}, "say DoRA"),
+        ({"unet.peft_type": "LOHA"}, r"say LOHA \(peft_type\): only LoRA is read"),
         ({"unet.r": 3, "unet.lora_alpha": 3}, "has rank 2, but the file's settings say 3"),
         ({"unet.rank_pattern": {"to_q": 5}}, "has rank 2, but the file's settings say 5"),
         ({"unet.lora_alpha": 3}, "has alpha 1.0, but the file's settings say 3"),

@@ -1,0 +1,111 @@
+"""Merges LoRA files into one, with where it comes from in the file's metadata."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from baselines.adapter import LoraAdapter
+from baselines.formats import check_spelling, read_lora, save_adapter
+from baselines.layers import match_layers
+from baselines.registry import parse_method
+from benchmark_data.references import file_digest
+from mars2 import __version__
+from mars2.job import RunError
+
+
+def merge_files(
+    files: Sequence[Path],
+    output: Path,
+    *,
+    method: str,
+    seed: int = 0,
+    layers: str = "error",
+    rank: int | None = None,
+    spelling: str = "diffusers",
+    dtype: str | None = None,
+    ignore_text_encoder: bool = False,
+) -> list[str]:
+    """Write the merge of LoRA files and return lines that say what was written.
+
+    The metadata has the method and its options, the seed, the version, each source's name and
+    sha256, and whatever was left out, filled in or truncated.
+
+    Args:
+        files: In the method's order: the subject's, the style's.
+        output: Written over if it exists.
+        method: As ``parse_method`` takes it; of a kind that needs nothing but weights.
+        seed: Of methods that draw random numbers.
+        layers: As ``match_layers`` takes it.
+        rank: Highest rank of the result, by truncation; None: what the method gives.
+        spelling: As ``save_adapter`` takes it.
+        dtype: "float32", "float16" or "bfloat16"; None: the files', float32 if they differ.
+        ignore_text_encoder: Leave text encoders' LoRAs out instead of refusing the file.
+
+    Raises:
+        RunError: A file is missing, or the method cannot merge files.
+        AdapterError: As ``load_adapter``, ``match_layers`` and ``save_adapter``.
+        PluginError: As the method.
+    """
+    found, passed = parse_method(method)
+    if found.kind == "fit":
+        raise RunError(
+            f"{found.name} optimises for a pair with the base model and reference images: "
+            "use `mars2 run --save-adapters`"
+        )
+    written_as = check_spelling(spelling)
+    for path in files:
+        if not path.is_file():
+            raise RunError(f"there is no LoRA file {path}")
+    adapters: list[LoraAdapter] = []
+    types: set[torch.dtype] = set()
+    for path in files:  # a file's own tensors are let go before the next is read
+        file = read_lora(path)
+        types.update(file.dtypes)
+        adapters.append(file.adapter(ignore_text_encoder=ignore_text_encoder))
+    stored = _common_type(types) if dtype is None else getattr(torch, dtype)
+    matched, changed = match_layers(adapters, layers)
+    merged = found(matched, seed=seed, **found.resolve(passed))
+    if not merged.deltas:
+        raise RunError(f"{found.name} leaves the base model as it is: there is nothing to save")
+    notes = {"layers": changed} if changed else {}
+    if rank is not None:
+        merged, notes["truncated"] = _truncated(merged, rank)
+    left_out = [
+        f"{adapter.metadata['left_out']} of {adapter.name}"
+        for adapter in adapters
+        if "left_out" in adapter.metadata
+    ]
+    if left_out:
+        notes["left_out"] = ", ".join(left_out)
+    origin = {
+        "mars2_version": __version__,
+        "seed": str(seed),
+        "sources": ", ".join(f"{path.name} sha256:{file_digest(path)}" for path in files),
+    }
+    merged = replace(merged, metadata={**merged.metadata, **origin, **notes})
+    save_adapter(merged, output, dtype=stored, spelling=written_as)
+    ranks = {delta.rank for delta in merged.deltas.values()}
+    span = " to ".join(map(str, sorted({min(ranks), max(ranks)})))
+    said = (
+        f"{output}: {len(merged.deltas)} layers, rank {span}, "
+        f"{merged.parameters()} parameters, {str(stored).removeprefix('torch.')}, spelled as "
+        f"{spelling} does, {output.stat().st_size / 1e6:.1f} MB"
+    )
+    return [said, *(f"{what.replace('_', ' ')}: {note}" for what, note in notes.items())]
+
+
+def _common_type(types: Collection[torch.dtype]) -> torch.dtype:
+    """What all factors are stored as, if that is half precision; else float32."""
+    halves = (torch.float16, torch.bfloat16)
+    return next((half for half in halves if set(types) == {half}), torch.float32)
+
+
+def _truncated(adapter: LoraAdapter, rank: int) -> tuple[LoraAdapter, str]:
+    """The adapter cut to a rank, and how much of it is kept (Eckart and Young 1936)."""
+    cut = {layer: delta.truncate(rank) for layer, delta in adapter.deltas.items()}
+    before = sum(float(delta.norm()) ** 2 for delta in adapter.deltas.values())
+    after = sum(float(delta.norm()) ** 2 for delta in cut.values())
+    kept = f"{100 * after / before:.2f} %" if before else "all"
+    return replace(adapter, deltas=cut), f"to rank {rank}, which keeps {kept} of the squared norm"
