@@ -69,12 +69,14 @@ class Verdict:
         p_yes: Probability of yes against yes and no, in ``[0, 1]``; None if the judge gives none.
         margin: Logit of the best yes less that of the best no; None if the judge gives none.
         raw: What it said, in its own words.
+        close: Whether the margin is so small that half precision alone may have decided.
     """
 
     answer: bool | None
     p_yes: float | None
     margin: float | None
     raw: str
+    close: bool = False
 
 
 class Judge(Protocol):

@@ -7,11 +7,8 @@ import torch
 from transformers import GenerationConfig, LlavaOnevisionForConditionalGeneration
 
 from mars2.judges import TEMPLATES, JudgeError, Question, load_judge
-from mars2.judges.llava_onevision import (
-    LlavaOnevisionJudge,
-    chat_string,
-    read_first_token,
-)
+from mars2.judges.answers import read_first_token
+from mars2.judges.llava_onevision import LlavaOnevisionJudge, chat_string
 
 LAYOUTS = ("anyres", "pad")
 SHORT = TEMPLATES["subject-short"]
