@@ -11,11 +11,6 @@ from torch import Tensor
 from mars2.judges import SAME_FROM, JudgeError, Verdict, leading_score, leading_yes_no
 from mars2.judges.prompts import Form
 
-YES_WORDS = ("Yes", "yes", "YES")
-NO_WORDS = ("No", "no", "NO")
-NEW_TOKENS: Mapping[Form, int] = {"short": 16, "explained": 256, "score": 16}
-"""Most tokens generated, where text is."""
-
 CLOSE_MARGIN: Mapping[torch.dtype, float] = {torch.float16: 0.03, torch.bfloat16: 0.15}
 """How far half precision was seen to move the margin between yes and no."""
 
@@ -56,7 +51,7 @@ def is_close(margin: float, dtype: torch.dtype) -> bool:
     return abs(margin) < CLOSE_MARGIN.get(dtype, 0.0)
 
 
-def read_answer(
+def read_verdict(
     logits: Tensor,
     form: Form,
     *,

@@ -40,6 +40,15 @@ KEY_MAPPING: Mapping[str, str] = {
 }
 """LLaVA-NeXT's keys -> transformers'; `model.image_newline` and `lm_head.weight` are the same."""
 
+SAVED_MAPPING: Mapping[str, str] = {
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^language_model\.model\.": "model.language_model.",
+    r"^(model\.)?vision_tower\.(vision_model\.)?": "model.vision_tower.",
+    r"^multi_modal_projector\.": "model.multi_modal_projector.",
+    r"^image_newline$": "model.image_newline",
+}
+"""Keys that transformers saves, and has saved in older versions -> those of its class."""
+
 _VISION_TOWERS: Mapping[str, Mapping[str, int]] = {
     "google/siglip-so400m-patch14-384": {
         "hidden_size": 1152,
@@ -107,7 +116,7 @@ class Described:
     Attributes:
         architecture: As its config.json names it: `TRANSFORMERS` or `LLAVA_NEXT`.
         config: In transformers' form.
-        key_mapping: Patterns of its keys -> transformers'.
+        key_mapping: Patterns of its keys -> those of transformers' class.
     """
 
     architecture: str
@@ -128,7 +137,7 @@ def describe(folder: Path) -> Described:
             own = LlavaOnevisionConfig.from_dict(config)
         except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
             raise JudgeError(f"{folder / 'config.json'} cannot be understood: {error}") from error
-        return Described(TRANSFORMERS, own, {})
+        return Described(TRANSFORMERS, own, SAVED_MAPPING)
     if LLAVA_NEXT in architectures:
         return Described(LLAVA_NEXT, llava_next_config(folder, config), KEY_MAPPING)
     raise JudgeError(
@@ -164,7 +173,7 @@ def load_checkpoint(folder: Path, dtype: torch.dtype) -> Checkpoint:
 def placed_keys(
     folder: Path, described: Described, weights: Mapping[str, StoredWeight]
 ) -> dict[str, str]:
-    """Return transformers' key of each key in a folder's files; no weight is read.
+    """Return the key in transformers' class of each key in a folder's files; no weight is read.
 
     Raises:
         JudgeError: A key has no place in the model, a place has no key, or a shape differs.
@@ -173,7 +182,7 @@ def placed_keys(
     with torch.device("meta"):
         model = architecture(described.config)
     places = {key: tuple(weight.shape) for key, weight in model.state_dict().items()}
-    placed = {key: _renamed(key, described.key_mapping) for key in weights}
+    placed = {key: renamed(key, described.key_mapping) for key in weights}
     missing = places.keys() - placed.values()
     if described.config.tie_word_embeddings:
         missing -= {"lm_head.weight"}
@@ -188,7 +197,8 @@ def placed_keys(
     return placed
 
 
-def _renamed(key: str, mapping: Mapping[str, str]) -> str:
+def renamed(key: str, mapping: Mapping[str, str]) -> str:
+    """Return what the first pattern that a key has makes of it."""
     for pattern, replacement in mapping.items():
         key, found = re.subn(pattern, replacement, key)
         if found:

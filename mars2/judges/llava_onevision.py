@@ -19,21 +19,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from mars2.judges import JudgeError, Question, Verdict
-from mars2.judges.answers import (
-    NEW_TOKENS,
-    NO_WORDS,
-    YES_WORDS,
-    read_answer,
-    token_id,
-    word_ids,
-)
+from mars2.judges import NEW_TOKENS, NO_WORDS, YES_WORDS, JudgeError, Question, Verdict
+from mars2.judges.answers import read_verdict, token_id, word_ids
 from mars2.judges.images import image_digest, prepare
 from mars2.judges.llava_checkpoint import Checkpoint, describe, load_checkpoint
 from mars2.judges.prompts import IMAGE_MARK, Form
 from mars2.judges.recent import Recent
 from mars2.judges.room import halving, memory_need, require_room
-from mars2.judges.sources import find_model
+from mars2.judges.sources import ModelSource, find_model
 from mars2.judges.weights import DTYPES, count_parameters, resolve, stored_weights
 
 PUBLISHED = "lmms-lab/llava-critic-7b"
@@ -56,6 +49,11 @@ def chat_string(question: str) -> str:
         f"<|im_start|>user\n{question}<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
+
+
+def is_published(found: ModelSource, layout: str, dtype: str) -> bool:
+    """Return whether a model is the published judge and asked in the published setting."""
+    return (found.name, found.from_hub, layout, dtype) == (PUBLISHED, True, "anyres", "float16")
 
 
 @dataclass(frozen=True)
@@ -141,8 +139,7 @@ class LlavaOnevisionJudge:
             name=found.id,
             layout="pad" if layout == "pad" else "anyres",
             device=device,
-            published=(found.name, found.from_hub, layout, dtype)
-            == (PUBLISHED, True, "anyres", "float16"),
+            published=is_published(found, layout, dtype),
         )
 
     def ask(self, questions: Sequence[Question]) -> list[Verdict]:
@@ -255,7 +252,7 @@ class LlavaOnevisionJudge:
     def _answer(self, rows: Sequence[_Row], prefix: _Prefix) -> list[Verdict]:
         logits = self._first_logits([row.ending for row in rows], prefix)
         return [
-            read_answer(
+            read_verdict(
                 of_row,
                 row.form,
                 yes=self._yes,

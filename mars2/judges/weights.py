@@ -16,6 +16,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def resolve(dtype: str | None, device: str) -> tuple[str, str]:
@@ -79,6 +80,15 @@ def stored_weights(folder: Path) -> dict[str, StoredWeight]:
 def count_parameters(weights: Mapping[str, StoredWeight]) -> int:
     """Return how many numbers some weights have."""
     return sum(math.prod(weight.shape) for weight in weights.values())
+
+
+def main_dtype(weights: Mapping[str, StoredWeight]) -> str:
+    """Return torch's name of the dtype of most numbers, such as "bfloat16"."""
+    counts: dict[str, int] = {}
+    for weight in weights.values():
+        counts[weight.dtype] = counts.get(weight.dtype, 0) + math.prod(weight.shape)
+    most = max(counts, key=lambda dtype: counts[dtype])
+    return _DTYPE_NAMES.get(most, most)
 
 
 def load_strictly(
