@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mars2.cli.options import Device, Dtype, Layout, Prompts
+from mars2.cli.options import Device, JudgeDtype, Layout, Prompts
 
 app = typer.Typer(no_args_is_help=True, help="Look at a judge, or convert it.")
 
@@ -27,7 +27,7 @@ def info(
     judge: Annotated[str, typer.Argument(help="NAME:MODEL, such as llava_onevision:FOLDER.")],
     layout: Layout = "anyres",
     prompts: Prompts = None,
-    dtype: Dtype = None,
+    dtype: JudgeDtype = None,
     device: Device = "auto",
 ) -> None:
     """Tell what would be loaded, and the memory it takes; no weight is read."""
