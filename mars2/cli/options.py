@@ -16,6 +16,14 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="float32, float16 or bfloat16.  [default: float32 on a CPU, else float16]"),
 ]
+JudgeDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="The judge's: float32, float16 or bfloat16.  "
+        "[default: float32 on a CPU, else float16]",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images drawn or scored at once.")]
 Metrics = Annotated[str, typer.Option(help="Which to compute (`mars2 ls metrics`).")]

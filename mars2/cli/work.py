@@ -15,6 +15,7 @@ class Scoring:
     metrics: str = "mars2,clip,dino"
     judge: str | None = None
     layout: str = "anyres"
+    dtype: str | None = None
     prompts: Path | None = None
     clip: str | None = None
     dino: str | None = None
@@ -141,6 +142,7 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> None:
     settings = MetricSettings(
         **{name: str(model) for name, model in chosen.items() if model},
         layout=scoring.layout,
+        dtype=scoring.dtype,
         prompts=scoring.prompts,
         device=scoring.device,
     )

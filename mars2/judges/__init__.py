@@ -5,7 +5,7 @@ loaders import their models' libraries when called, so that this module needs no
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,11 +14,14 @@ from PIL.Image import Image
 
 from baselines.registry import Registry
 from mars2.judges.errors import JudgeError
-from mars2.judges.prompts import TEMPLATES, Aspect, Template, load_templates, render
+from mars2.judges.prompts import TEMPLATES, Aspect, Form, Template, load_templates, render
 
 __all__ = [
     "JUDGES",
+    "NEW_TOKENS",
+    "NO_WORDS",
     "TEMPLATES",
+    "YES_WORDS",
     "Judge",
     "JudgeError",
     "JudgeLoader",
@@ -32,6 +35,11 @@ __all__ = [
     "render",
 ]
 
+YES_WORDS = ("Yes", "yes", "YES")
+NO_WORDS = ("No", "no", "NO")
+"""First tokens that answer a question, with or without a space before."""
+NEW_TOKENS: Mapping[Form, int] = {"short": 16, "explained": 256, "score": 16}
+"""Most tokens generated, where text is."""
 SAME_FROM = 51
 """Lowest score, of 100, that counts as a yes: where "quite similar" begins."""
 
@@ -69,12 +77,14 @@ class Verdict:
         p_yes: Probability of yes against yes and no, in ``[0, 1]``; None if the judge gives none.
         margin: Logit of the best yes less that of the best no; None if the judge gives none.
         raw: What it said, in its own words.
+        close: Whether the margin is so small that half precision alone may have decided.
     """
 
     answer: bool | None
     p_yes: float | None
     margin: float | None
     raw: str
+    close: bool = False
 
 
 class Judge(Protocol):
@@ -111,6 +121,13 @@ def load_llava_onevision(source: str, *, dtype: str | None, device: str, layout:
     return LlavaOnevisionJudge.load(source, dtype=dtype, device=device, layout=layout)
 
 
+def load_qwen_vl(source: str, *, dtype: str | None, device: str, layout: str) -> Judge:
+    """Qwen2.5-VL, Qwen3-VL and models tuned from them, from a folder or the hub."""
+    from mars2.judges.qwen_vl import QwenVlJudge
+
+    return QwenVlJudge.load(source, dtype=dtype, device=device, layout=layout)
+
+
 def load_scripted(source: str, *, dtype: str | None, device: str, layout: str) -> Judge:
     """Answers from a table in a JSON file: for tests and tutorials, measures nothing."""
     from mars2.judges.scripted import ScriptedJudge
@@ -120,6 +137,7 @@ def load_scripted(source: str, *, dtype: str | None, device: str, layout: str) -
 
 JUDGES: Registry[JudgeLoader] = Registry("judge")
 JUDGES.register("llava_onevision", load_llava_onevision)
+JUDGES.register("qwen_vl", load_qwen_vl)
 JUDGES.register("scripted", load_scripted)
 
 

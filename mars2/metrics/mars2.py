@@ -114,6 +114,7 @@ def _scores(verdicts: Sequence[tuple[Aspect, Verdict]]) -> list[Score]:
             "answers": answers,
             "p_yes": [verdict.p_yes for verdict in own],
             "margins": [verdict.margin for verdict in own],
+            "close": [verdict.close for verdict in own],
             "raw": [verdict.raw for verdict in own],
             "yes_share": sum(scored) / len(scored) if scored else None,
         }

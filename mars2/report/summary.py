@@ -122,6 +122,7 @@ class Summary:
         reference: Label of the method that the others are compared with: of those that are no
             control the one with the highest value in the first of `sources`; None: no score.
         references: Concept id -> number of reference images the judge was shown.
+        close: Judge -> number of its answers that half precision alone may have decided.
     """
 
     suite: str
@@ -135,6 +136,7 @@ class Summary:
     methods: tuple[MethodSummary, ...]
     reference: str | None
     references: Mapping[str, int]
+    close: Mapping[str, int]
 
     @property
     def judges(self) -> tuple[str, ...]:
@@ -207,6 +209,7 @@ def summarise(store: RunStore) -> Summary:
         ),
         reference=reference,
         references=_references(records, samples),
+        close=_close(records, there),
     )
 
 
@@ -364,6 +367,21 @@ def _references(records: Iterable[Record], samples: Sequence[Sample]) -> dict[st
         counts[concept] = max(counts.get(concept, 0), len(verdicts(record)))
     order = _unique(s.subject for s in samples) + _unique(s.style for s in samples)
     return {concept: counts[concept] for concept in order if counts.get(concept)}
+
+
+def _close(records: Iterable[Record], samples: Sequence[Sample]) -> dict[str, int]:
+    """Return how many answers of each judge are close, of those that gave any."""
+    keys = {(sample.method, sample.case, sample.seed) for sample in samples}
+    numbers = {
+        (record.judge, record.metric, key): sum(record.detail.get("close", ()))
+        for record in records
+        if (key := (record.method, record.case, record.seed)) in keys
+    }
+    counts: dict[str, int] = {}
+    for (judge, *_), number in numbers.items():
+        if number:
+            counts[judge] = counts.get(judge, 0) + number
+    return counts
 
 
 def _images_per_case(samples: Sequence[Sample]) -> tuple[int, int]:

@@ -89,6 +89,7 @@ def mars2_table(summary: Summary, judge: str) -> Table:
             *notes,
             interval_note(summary),
             judge_note(judge),
+            *_close_note(summary, judge),
             *_reference_note(summary),
             *_gaps(summary, sources),
         ),
@@ -243,6 +244,16 @@ def _reference_note(summary: Summary) -> list[str]:
     parts = [f"{words(concept)} {number}" for concept, number in summary.references.items()]
     return [
         f"References shown to the judge: {', '.join(parts)}; right means more than half say yes."
+    ]
+
+
+def _close_note(summary: Summary, judge: str) -> list[str]:
+    number = summary.close.get(judge, 0)
+    if not number:
+        return []
+    return [
+        f"Close answers: {number}, decided by a margin that half precision alone may move; on "
+        "another machine they may turn."
     ]
 
 

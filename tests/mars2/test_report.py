@@ -375,6 +375,22 @@ def test_images_not_scored_yet_are_counted(build):
     assert "Images not scored yet: direct_sum 2." in table_text(summary)
 
 
+def test_close_answers_are_counted_once_each(build):
+    store = build(methods=[MethodSpec("average")], metrics=("mars2",))
+    assert "Close answers" not in table_text(summarise(store))
+    records = [record for record in store.records() if record.metric == "mars2_subject"][:2]
+    for close in ([True, True, False, False], [False, True, False, False]):  # the last one counts
+        store.append(
+            [
+                dataclasses.replace(record, detail={**record.detail, "close": close})
+                for record in records
+            ]
+        )
+    summary = summarise(store)
+    assert summary.close == {fake.JUDGE: 2}
+    assert "Close answers: 2, decided by a margin" in table_text(summary)
+
+
 def test_a_scored_folder_of_images(tmp_path, references):
     folder = tmp_path / "images"
     out = folder / "mars2-scores"

@@ -71,7 +71,7 @@ def test_scores_and_what_was_said(noise, evaluated):
     style = noise(4)
     said = {
         id(references[0]): Verdict(True, 0.9, 2.0, "Yes"),
-        id(references[1]): Verdict(True, 0.6, 0.4, "Yes"),
+        id(references[1]): Verdict(True, 0.6, 0.02, "Yes", close=True),
         id(references[2]): Verdict(None, None, None, "I cannot say."),
         id(style): Verdict(False, 0.2, -1.5, "No"),
     }
@@ -87,7 +87,8 @@ def test_scores_and_what_was_said(noise, evaluated):
         "references": 3,
         "answers": [True, True, None],
         "p_yes": [0.9, 0.6, None],
-        "margins": [2.0, 0.4, None],
+        "margins": [2.0, 0.02, None],
+        "close": [False, True, False],
         "raw": ["Yes", "Yes", "I cannot say."],
         "yes_share": 1.0,
     }
