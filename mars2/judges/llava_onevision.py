@@ -18,7 +18,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from mars2.judges import SAME_FROM, JudgeError, Question, Verdict, leading_score, leading_yes_no
+from mars2.judges import (
+    NEW_TOKENS,
+    NO_WORDS,
+    YES_WORDS,
+    JudgeError,
+    Question,
+    Verdict,
+    read_answer,
+)
 from mars2.judges.images import image_digest, prepare
 from mars2.judges.llava_checkpoint import Checkpoint, load_checkpoint
 from mars2.judges.prompts import IMAGE_MARK, Form
@@ -35,11 +43,6 @@ DTYPES: Mapping[str, torch.dtype] = {
 Layout = Literal["anyres", "pad"]
 """How two images are shown: each as tiles of its own size, the published protocol's way; or each as
 one padded square, which is what the model saw in training when there were several images."""
-
-YES_WORDS = ("Yes", "yes", "YES")
-NO_WORDS = ("No", "no", "NO")
-NEW_TOKENS: Mapping[Form, int] = {"short": 16, "explained": 256, "score": 16}
-"""Most tokens generated, where text is."""
 
 IMAGES_AT_ONCE = 8
 """Images that go through the vision tower together."""
@@ -325,10 +328,7 @@ class LlavaOnevisionJudge:
 
 def _read_text(text: str, first: FirstToken, form: Form) -> Verdict:
     """Return the verdict of an answer in words: its leading yes or no, or its leading score."""
-    if form == "score":
-        score = leading_score(text)
-        return Verdict(None if score is None else score >= SAME_FROM, None, None, text)
-    answer = leading_yes_no(text)
-    if answer is None or first.answer is None:
+    answer = read_answer(text, form)
+    if form == "score" or answer is None or first.answer is None:
         return Verdict(answer, None, None, text)
     return Verdict(answer, first.p_yes, first.margin, text)
