@@ -7,11 +7,15 @@ import typer
 
 from mars2.cli import work
 from mars2.cli.options import (
+    BaseUrl,
     BatchSize,
     Clip,
     Device,
     Dino,
+    JudgeConcurrency,
     JudgeName,
+    JudgeRetries,
+    JudgeTimeout,
     Layout,
     Metrics,
     Prompts,
@@ -57,6 +61,10 @@ def score(
     judge: JudgeName = None,
     layout: Layout = "anyres",
     prompts: Prompts = None,
+    base_url: BaseUrl = None,
+    judge_timeout: JudgeTimeout = 120.0,
+    judge_concurrency: JudgeConcurrency = 8,
+    judge_retries: JudgeRetries = 5,
     clip: Clip = None,
     dino: Dino = None,
     device: Device = "auto",
@@ -68,6 +76,10 @@ def score(
         judge=judge,
         layout=layout,
         prompts=prompts,
+        base_url=base_url,
+        judge_timeout=judge_timeout,
+        judge_concurrency=judge_concurrency,
+        judge_retries=judge_retries,
         clip=clip,
         dino=dino,
         device=device,
@@ -83,8 +95,9 @@ def score(
         out=out,
         partial=partial,
     )
-    work.score(store, scoring, partial=partial)
+    failed = work.score(store, scoring, partial=partial)
     work.report(store, suite)
+    work.exit_if_failed(failed)
 
 
 def report(

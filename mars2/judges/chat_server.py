@@ -178,6 +178,9 @@ class ChatServer:
             try:
                 reply = self._repeatedly(_without(body, unknown))
             except Refused as refusal:
+                if not self._unknown <= unknown:  # found out meanwhile, about another question
+                    unknown |= self._unknown
+                    continue
                 left = [names for names in OPTIONAL if names[0] in body and names[0] not in unknown]
                 named = [
                     names
@@ -204,17 +207,18 @@ class ChatServer:
             try:
                 return self._once(content)
             except _Passing as passing:
-                if passing.wait is None:
+                asked = None if passing.wait is None else max(passing.wait, FIRST_WAIT)
+                if asked is None:
                     failures += 1
                 else:
-                    waited += passing.wait
+                    waited += asked
                 if failures > self._retries or waited > MOST_ASKED_WAIT:
                     raise NoAnswer(str(passing)) from passing
-                if passing.wait is None:
+                if asked is None:
                     wait = min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT)
                     self._wait(wait * self._random.uniform(0.5, 1.0))
                 else:
-                    until = time.monotonic() + passing.wait + self._random.uniform(0.0, FIRST_WAIT)
+                    until = time.monotonic() + asked + self._random.uniform(0.0, FIRST_WAIT)
                     with self._lock:
                         self._not_before = max(self._not_before, until)
 

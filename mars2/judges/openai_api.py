@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -30,6 +31,8 @@ from mars2.judges.images import prepare
 from mars2.judges.prompts import IMAGE_MARK
 
 URL_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY"
+CHAT_TEMPLATE = Path(__file__).with_name("qwen_1_5.jinja")
+"""For a server of LLaVA-Critic: gives the published prompt, the images where they stand in it."""
 
 
 class OpenAIJudge:
@@ -53,8 +56,9 @@ class OpenAIJudge:
         settings: ServerSettings | None = None,
     ) -> None:
         settings = settings or ServerSettings()
-        self.id = f"openai:{model}@{check_base_url(base_url).host}"
-        self._url = base_url.rstrip("/")
+        url = check_base_url(base_url)
+        self.id = f"openai:{model}@{url.host}"
+        self._url = str(url.copy_with(userinfo=b"")).rstrip("/")
         self._concurrency = settings.concurrency
         self._server = ChatServer(
             base_url,
