@@ -5,7 +5,7 @@ loaders import their models' libraries when called, so that this module needs no
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,10 +18,7 @@ from mars2.judges.prompts import TEMPLATES, Aspect, Form, Template, load_templat
 
 __all__ = [
     "JUDGES",
-    "NEW_TOKENS",
-    "NO_WORDS",
     "TEMPLATES",
-    "YES_WORDS",
     "Judge",
     "JudgeError",
     "JudgeLoader",
@@ -37,11 +34,6 @@ __all__ = [
     "render",
 ]
 
-YES_WORDS = ("Yes", "yes", "YES")
-NO_WORDS = ("No", "no", "NO")
-"""First tokens that answer a question, with or without a space before."""
-NEW_TOKENS: Mapping[Form, int] = {"short": 16, "explained": 256, "score": 16}
-"""Most tokens generated, where text is."""
 SAME_FROM = 51
 """Lowest score, of 100, that counts as a yes: where "quite similar" begins."""
 

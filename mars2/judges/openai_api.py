@@ -16,19 +16,10 @@ from typing import Any
 
 from PIL import Image
 
-from mars2.judges import (
-    NEW_TOKENS,
-    NO_WORDS,
-    YES_WORDS,
-    JudgeError,
-    Question,
-    ServerSettings,
-    Verdict,
-    read_answer,
-)
+from mars2.judges import JudgeError, Question, ServerSettings, Verdict, read_answer
 from mars2.judges.chat_server import ChatServer, NoAnswer, Reply, check_base_url
 from mars2.judges.images import prepare
-from mars2.judges.prompts import IMAGE_MARK
+from mars2.judges.prompts import IMAGE_MARK, NEW_TOKENS, NO_WORDS, YES_WORDS
 
 URL_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 CHAT_TEMPLATE = Path(__file__).with_name("qwen_1_5.jinja")
@@ -153,7 +144,7 @@ class OpenAIJudge:
 def chat(text: str, reference: str, test: str) -> list[dict[str, Any]]:
     """Return the messages of a question: its two images, as URLs, where its marks stand."""
     before, between, after = text.split(IMAGE_MARK)
-    parts = [
+    parts: list[dict[str, Any]] = [
         {"type": "text", "text": before},
         {"type": "image_url", "image_url": {"url": reference}},
         {"type": "text", "text": between},

@@ -616,6 +616,7 @@ CASES = ("cat_ink", "cat_oil", "dog_ink", "dog_oil")
 QUESTIONS = {"cat": 3, "dog": 2}  # references of the subject, and one of the style
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_the_middle(serve: Serve, world, tmp_path: Path, command) -> None:
     images = tmp_path / "mine"
     for number, case in enumerate(CASES):
