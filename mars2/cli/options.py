@@ -41,6 +41,22 @@ Layout = Annotated[
 Prompts = Annotated[
     Path | None, typer.Option(help="TOML file of question templates.  [default: ours]")
 ]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="Server of a judge such as openai:MODEL: http://localhost:8000/v1.  "
+        "[default: the variable OPENAI_BASE_URL; the key is that in OPENAI_API_KEY]"
+    ),
+]
+JudgeTimeout = Annotated[
+    float, typer.Option(min=0.1, help="Seconds that a judge's server may take for a question.")
+]
+JudgeConcurrency = Annotated[
+    int, typer.Option(min=1, help="Questions that a judge's server is asked at once.")
+]
+JudgeRetries = Annotated[
+    int, typer.Option(min=0, help="How often a question to a judge's server is repeated.")
+]
 Clip = Annotated[str | None, typer.Option(help="open_clip model.  [default: the suite's]")]
 Dino = Annotated[str | None, typer.Option(help="DINO folder or hub id.  [default: the suite's]")]
 

@@ -7,12 +7,16 @@ import typer
 
 from mars2.cli import work
 from mars2.cli.options import (
+    BaseUrl,
     BatchSize,
     Clip,
     Device,
     Dino,
     Dtype,
+    JudgeConcurrency,
     JudgeName,
+    JudgeRetries,
+    JudgeTimeout,
     Layout,
     Metrics,
     Model,
@@ -65,6 +69,10 @@ def run(
     judge: JudgeName = None,
     layout: Layout = "anyres",
     prompts: Prompts = None,
+    base_url: BaseUrl = None,
+    judge_timeout: JudgeTimeout = 120.0,
+    judge_concurrency: JudgeConcurrency = 8,
+    judge_retries: JudgeRetries = 5,
     clip: Clip = None,
     dino: Dino = None,
 ) -> None:
@@ -89,11 +97,16 @@ def run(
         judge=judge,
         layout=layout,
         prompts=prompts,
+        base_url=base_url,
+        judge_timeout=judge_timeout,
+        judge_concurrency=judge_concurrency,
+        judge_retries=judge_retries,
         clip=clip,
         dino=dino,
         device=device,
     )
     store = work.generate(suite, choices, out, batch_size=batch_size, save_adapters=save_adapters)
     if score:
-        work.score(store, scoring)
+        failed = work.score(store, scoring)
         work.report(store)
+        work.exit_if_failed(failed)

@@ -7,12 +7,16 @@ import typer
 
 from mars2.cli import work
 from mars2.cli.options import (
+    BaseUrl,
     BatchSize,
     Clip,
     Device,
     Dino,
+    JudgeConcurrency,
     JudgeDtype,
     JudgeName,
+    JudgeRetries,
+    JudgeTimeout,
     Layout,
     Metrics,
     Prompts,
@@ -59,6 +63,10 @@ def score(
     layout: Layout = "anyres",
     dtype: JudgeDtype = None,
     prompts: Prompts = None,
+    base_url: BaseUrl = None,
+    judge_timeout: JudgeTimeout = 120.0,
+    judge_concurrency: JudgeConcurrency = 8,
+    judge_retries: JudgeRetries = 5,
     clip: Clip = None,
     dino: Dino = None,
     device: Device = "auto",
@@ -71,6 +79,10 @@ def score(
         layout=layout,
         dtype=dtype,
         prompts=prompts,
+        base_url=base_url,
+        judge_timeout=judge_timeout,
+        judge_concurrency=judge_concurrency,
+        judge_retries=judge_retries,
         clip=clip,
         dino=dino,
         device=device,
@@ -86,8 +98,9 @@ def score(
         out=out,
         partial=partial,
     )
-    work.score(store, scoring, partial=partial)
+    failed = work.score(store, scoring, partial=partial)
     work.report(store, suite)
+    work.exit_if_failed(failed)
 
 
 def report(

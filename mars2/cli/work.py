@@ -1,8 +1,11 @@
 """What several commands do: generate, score and report, with progress bars."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import typer
 
 from mars2.job import Choices, RunError, plan
 from mars2.store import RUN_FILE, SCORES_FOLDER, RunStore
@@ -22,6 +25,10 @@ class Scoring:
     device: str = "auto"
     batch_size: int = 32
     suite: str | None = None
+    base_url: str | None = None
+    judge_timeout: float = 120.0
+    judge_concurrency: int = 8
+    judge_retries: int = 5
 
 
 def show_plan(suite: str, choices: Choices, out: Path) -> None:
@@ -117,11 +124,17 @@ def open_images(
     )
 
 
-def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> None:
-    """Score what has no score yet, one metric's model in memory at a time."""
+def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[str]:
+    """Score what has no score yet, one metric's model in memory at a time.
+
+    Returns:
+        Why scores of images could not be computed whole, such as a judge's server that is gone; one
+        reason an image and metric.
+    """
     from tqdm import tqdm
 
     from benchmark_data.load import load_suite
+    from mars2.judges import ServerSettings
     from mars2.metrics import METRICS, MetricSettings, load_metric
     from mars2.references import find_references
     from mars2.score import present_samples
@@ -145,8 +158,16 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> None:
         dtype=scoring.dtype,
         prompts=scoring.prompts,
         device=scoring.device,
+        server=ServerSettings(
+            base_url=scoring.base_url or "",
+            timeout=scoring.judge_timeout,
+            concurrency=scoring.judge_concurrency,
+            retries=scoring.judge_retries,
+        ),
     )
+    failed: list[str] = []
     for name in names:
+        step = None
         metric = load_metric(name, settings)
         with tqdm(desc=name, unit="image", disable=None) as bar:
             for step in score_images(
@@ -154,6 +175,19 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> None:
             ):
                 bar.total = step.total
                 bar.update(step.done - bar.n)
+        failed += () if step is None else step.failed
+    return failed
+
+
+def exit_if_failed(failed: Sequence[str]) -> None:
+    """End a command with exit code 1 and a line that says why, if scores failed."""
+    if failed:
+        reason = " ".join(failed[0].split())
+        sys.stderr.write(
+            f"mars2: {len(failed)} images are not scored whole: {reason}; the same command again "
+            "scores just those\n"
+        )
+        raise typer.Exit(1)
 
 
 def report(store: RunStore, suite: str | None = None) -> None:

@@ -5,7 +5,7 @@ loaders import their models' libraries when called, so that this module needs no
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,28 +18,22 @@ from mars2.judges.prompts import TEMPLATES, Aspect, Form, Template, load_templat
 
 __all__ = [
     "JUDGES",
-    "NEW_TOKENS",
-    "NO_WORDS",
     "TEMPLATES",
-    "YES_WORDS",
     "Judge",
     "JudgeError",
     "JudgeLoader",
     "Question",
+    "ServerSettings",
     "Template",
     "Verdict",
     "leading_score",
     "leading_yes_no",
     "load_judge",
     "load_templates",
+    "read_answer",
     "render",
 ]
 
-YES_WORDS = ("Yes", "yes", "YES")
-NO_WORDS = ("No", "no", "NO")
-"""First tokens that answer a question, with or without a space before."""
-NEW_TOKENS: Mapping[Form, int] = {"short": 16, "explained": 256, "score": 16}
-"""Most tokens generated, where text is."""
 SAME_FROM = 51
 """Lowest score, of 100, that counts as a yes: where "quite similar" begins."""
 
@@ -76,8 +70,9 @@ class Verdict:
         answer: Yes or no; None if it said neither: such a verdict is unscored.
         p_yes: Probability of yes against yes and no, in ``[0, 1]``; None if the judge gives none.
         margin: Logit of the best yes less that of the best no; None if the judge gives none.
-        raw: What it said, in its own words.
+        raw: What it said, in its own words; or why it could not be asked.
         close: Whether the margin is so small that half precision alone may have decided.
+        failed: Whether it could not be asked: the question is unscored, and to be asked again.
     """
 
     answer: bool | None
@@ -85,6 +80,31 @@ class Verdict:
     margin: float | None
     raw: str
     close: bool = False
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How to ask a judge that is behind a server; changes no answer.
+
+    Attributes:
+        base_url: Where it is, such as ``http://localhost:8000/v1``; "": the environment says.
+        timeout: Seconds that one request may take.
+        concurrency: Questions asked at once.
+        retries: How often a request that failed is repeated.
+    """
+
+    base_url: str = ""
+    timeout: float = 120.0
+    concurrency: int = 8
+    retries: int = 5
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0 or self.concurrency < 1 or self.retries < 0:
+            raise JudgeError(
+                f"timeout is {self.timeout}, concurrency {self.concurrency}, retries "
+                f"{self.retries}; give more than 0 seconds, 1 or more, and 0 or more"
+            )
 
 
 class Judge(Protocol):
@@ -110,39 +130,73 @@ class JudgeLoader(Protocol):
     """Makes a judge of what stands behind the colon in ``NAME:SOURCE``."""
 
     def __call__(  # noqa: D102
-        self, source: str, *, dtype: str | None, device: str, layout: str
+        self, source: str, *, dtype: str | None, device: str, layout: str, server: ServerSettings
     ) -> Judge: ...
 
 
-def load_llava_onevision(source: str, *, dtype: str | None, device: str, layout: str) -> Judge:
+def load_llava_onevision(
+    source: str, *, dtype: str | None, device: str, layout: str, server: ServerSettings
+) -> Judge:
     """LLaVA-Critic and any other LLaVA-OneVision model, from a folder or the hub."""
     from mars2.judges.llava_onevision import LlavaOnevisionJudge
 
+    _needs_no_server("llava_onevision", server)
     return LlavaOnevisionJudge.load(source, dtype=dtype, device=device, layout=layout)
 
 
-def load_qwen_vl(source: str, *, dtype: str | None, device: str, layout: str) -> Judge:
+def load_qwen_vl(
+    source: str, *, dtype: str | None, device: str, layout: str, server: ServerSettings
+) -> Judge:
     """Qwen2.5-VL, Qwen3-VL and models tuned from them, from a folder or the hub."""
     from mars2.judges.qwen_vl import QwenVlJudge
 
+    _needs_no_server("qwen_vl", server)
     return QwenVlJudge.load(source, dtype=dtype, device=device, layout=layout)
 
 
-def load_scripted(source: str, *, dtype: str | None, device: str, layout: str) -> Judge:
+def load_openai(
+    source: str, *, dtype: str | None, device: str, layout: str, server: ServerSettings
+) -> Judge:
+    """A model behind an OpenAI-compatible server (vLLM, SGLang, transformers serve, hosted)."""
+    from mars2.judges.openai_api import OpenAIJudge
+
+    if layout != "anyres" or dtype is not None:
+        raise JudgeError(
+            f"judge openai:{source} is shown images as its server does it, in the server's dtype: "
+            "leave out layout and dtype"
+        )
+    return OpenAIJudge.load(source, server)
+
+
+def load_scripted(
+    source: str, *, dtype: str | None, device: str, layout: str, server: ServerSettings
+) -> Judge:
     """Answers from a table in a JSON file: for tests and tutorials, measures nothing."""
     from mars2.judges.scripted import ScriptedJudge
 
+    _needs_no_server("scripted", server)
     return ScriptedJudge.load(Path(source))
+
+
+def _needs_no_server(name: str, server: ServerSettings) -> None:
+    if server.base_url:
+        raise JudgeError(f"judge {name} asks no server: leave out the base URL {server.base_url!r}")
 
 
 JUDGES: Registry[JudgeLoader] = Registry("judge")
 JUDGES.register("llava_onevision", load_llava_onevision)
 JUDGES.register("qwen_vl", load_qwen_vl)
+JUDGES.register("openai", load_openai)
 JUDGES.register("scripted", load_scripted)
 
 
 def load_judge(
-    spec: str, *, dtype: str | None = None, device: str = "auto", layout: str = "anyres"
+    spec: str,
+    *,
+    dtype: str | None = None,
+    device: str = "auto",
+    layout: str = "anyres",
+    server: ServerSettings | None = None,
 ) -> Judge:
     """Return the judge that a text names.
 
@@ -151,6 +205,7 @@ def load_judge(
         dtype: float32, float16 or bfloat16; None: float16 on a GPU, as published, else float32.
         device: As torch names it; "auto": a GPU if there is one.
         layout: How the judge sees two images: "anyres" (the protocol) or "pad".
+        server: How to ask a judge that is behind a server.
 
     Raises:
         PluginError: There is no such judge.
@@ -162,7 +217,9 @@ def load_judge(
             f"judge {spec!r} names no model: write NAME:MODEL, such as "
             "llava_onevision:lmms-lab/llava-critic-7b or llava_onevision:FOLDER"
         )
-    return JUDGES.get(name)(source, dtype=dtype, device=device, layout=layout)
+    return JUDGES.get(name)(
+        source, dtype=dtype, device=device, layout=layout, server=server or ServerSettings()
+    )
 
 
 def leading_yes_no(text: str) -> bool | None:
@@ -184,3 +241,11 @@ def leading_score(text: str) -> float | None:
     match = re.match(r"\W*(?:score\W*)?(\d+(?:\.\d+)?)", text, flags=re.IGNORECASE)
     value = None if match is None else float(match[1])
     return value if value is not None and value <= 100 else None
+
+
+def read_answer(text: str, form: Form) -> bool | None:
+    """Return what an answer in words says: its leading yes or no, or its leading score."""
+    if form != "score":
+        return leading_yes_no(text)
+    score = leading_score(text)
+    return None if score is None else score >= SAME_FROM

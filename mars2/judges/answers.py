@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mars2.judges import SAME_FROM, JudgeError, Verdict, leading_score, leading_yes_no
+from mars2.judges import JudgeError, Verdict, read_answer
 from mars2.judges.prompts import Form
 
 CLOSE_MARGIN: Mapping[torch.dtype, float] = {torch.float16: 0.03, torch.bfloat16: 0.15}
@@ -80,11 +80,8 @@ def read_verdict(
         raw = tokenizer.decode([int(logits.argmax())], skip_special_tokens=False)
         return Verdict(first.answer, first.p_yes, first.margin, raw, close)
     text = generate()
-    if form == "score":
-        score = leading_score(text)
-        return Verdict(None if score is None else score >= SAME_FROM, None, None, text)
-    answer = leading_yes_no(text)
-    if answer is None or first.answer is None:
+    answer = read_answer(text, form)
+    if form == "score" or answer is None or first.answer is None:
         return Verdict(answer, None, None, text)
     return Verdict(answer, first.p_yes, first.margin, text, close)
 

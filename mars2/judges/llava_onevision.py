@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from mars2.judges import NEW_TOKENS, NO_WORDS, YES_WORDS, JudgeError, Question, Verdict
+from mars2.judges import JudgeError, Question, Verdict
 from mars2.judges.answers import read_verdict, token_id, word_ids
 from mars2.judges.images import image_digest, prepare
 from mars2.judges.llava_checkpoint import Checkpoint, describe, load_checkpoint
-from mars2.judges.prompts import IMAGE_MARK, Form
+from mars2.judges.prompts import IMAGE_MARK, NEW_TOKENS, NO_WORDS, YES_WORDS, Form
 from mars2.judges.recent import Recent
 from mars2.judges.room import halving, memory_need, require_room
 from mars2.judges.sources import ModelSource, find_model

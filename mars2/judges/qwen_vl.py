@@ -20,11 +20,11 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mars2.judges import NEW_TOKENS, NO_WORDS, YES_WORDS, JudgeError, Question, Verdict
+from mars2.judges import JudgeError, Question, Verdict
 from mars2.judges.answers import read_verdict, token_id, word_ids
 from mars2.judges.images import image_digest, prepare
 from mars2.judges.llava_checkpoint import load_tokenizer
-from mars2.judges.prompts import IMAGE_MARK, Form
+from mars2.judges.prompts import IMAGE_MARK, NEW_TOKENS, NO_WORDS, YES_WORDS, Form
 from mars2.judges.room import halving, memory_need, require_room
 from mars2.judges.sources import find_model, read_config
 from mars2.judges.weights import DTYPES, count_parameters, load_strictly, resolve, stored_weights

@@ -26,7 +26,7 @@ from benchmark_data.miniworld.train.drawings import (
     subject_pairs,
 )
 from benchmark_data.miniworld.world import FAMILIES, STYLES, Split
-from mars2.judges import NO_WORDS, YES_WORDS
+from mars2.judges.prompts import NO_WORDS, YES_WORDS
 
 Floats = NDArray[np.float64]
 _HELD_OUT = {LOOKS.index(s.look): s.phrase for s in STYLES.values() if s.split == "test"}

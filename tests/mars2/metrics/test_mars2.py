@@ -105,6 +105,22 @@ def test_refusals_are_unscored(noise, evaluated):
     assert scores[1].detail["yes_share"] is None
 
 
+def test_scores_say_whether_all_could_be_asked(noise, evaluated):
+    lost = Verdict(None, None, None, "(no answer: gone)", failed=True)
+
+    def answer(question: Question) -> str | Verdict:
+        return lost if question.aspect == "subject" and question.reference is noises[0] else "Yes"
+
+    noises = [noise(1), noise(2), noise(3)]
+    whole = evaluated(noise(0), noises[1:], [noise(4)])
+    short = evaluated(noise(0), noises, [noise(4)])
+    first, second = metric(answer).score([whole, short])
+    assert [score.failed for score in first] == ["", "", ""]
+    assert [score.value for score in second] == [1.0, 1.0, 1.0]  # decided whatever it had been
+    assert [score.failed for score in second] == ["(no answer: gone)", "(no answer: gone)", ""]
+    assert second[1].detail["answers"] == [None, True, True]
+
+
 def test_batches_keep_the_order(noise, evaluated):
     items = [evaluated(noise(seed), [noise(9)], [noise(8)]) for seed in range(5)]
     wanted = {id(item.image): number % 2 == 0 for number, item in enumerate(items)}
