@@ -33,6 +33,10 @@ Layout = Annotated[
 Prompts = Annotated[
     Path | None, typer.Option(help="TOML file of question templates.  [default: ours]")
 ]
+Cache = Annotated[
+    bool,
+    typer.Option(help="Keep the judge's answers, and ask no question twice (`mars2 cache info`)."),
+]
 Clip = Annotated[str | None, typer.Option(help="open_clip model.  [default: the suite's]")]
 Dino = Annotated[str | None, typer.Option(help="DINO folder or hub id.  [default: the suite's]")]
 

@@ -8,6 +8,7 @@ import typer
 from mars2.cli import work
 from mars2.cli.options import (
     BatchSize,
+    Cache,
     Clip,
     Device,
     Dino,
@@ -67,6 +68,7 @@ def run(
     prompts: Prompts = None,
     clip: Clip = None,
     dino: Dino = None,
+    cache: Cache = True,
 ) -> None:
     """Merge the pairs of a suite, generate, score and report."""
     choices = Choices(
@@ -91,6 +93,7 @@ def run(
         prompts=prompts,
         clip=clip,
         dino=dino,
+        cache=cache,
         device=device,
     )
     store = work.generate(suite, choices, out, batch_size=batch_size, save_adapters=save_adapters)

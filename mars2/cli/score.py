@@ -8,6 +8,7 @@ import typer
 from mars2.cli import work
 from mars2.cli.options import (
     BatchSize,
+    Cache,
     Clip,
     Device,
     Dino,
@@ -59,6 +60,7 @@ def score(
     prompts: Prompts = None,
     clip: Clip = None,
     dino: Dino = None,
+    cache: Cache = True,
     device: Device = "auto",
     batch_size: BatchSize = 32,
 ) -> None:
@@ -70,6 +72,7 @@ def score(
         prompts=prompts,
         clip=clip,
         dino=dino,
+        cache=cache,
         device=device,
         batch_size=batch_size,
         suite=suite,

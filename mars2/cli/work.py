@@ -21,6 +21,7 @@ class Scoring:
     device: str = "auto"
     batch_size: int = 32
     suite: str | None = None
+    cache: bool = True
 
 
 def show_plan(suite: str, choices: Choices, out: Path) -> None:
@@ -143,6 +144,7 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> None:
         layout=scoring.layout,
         prompts=scoring.prompts,
         device=scoring.device,
+        cache=scoring.cache,
     )
     for name in names:
         metric = load_metric(name, settings)

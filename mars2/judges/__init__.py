@@ -122,9 +122,17 @@ JUDGES: Registry[JudgeLoader] = Registry("judge")
 JUDGES.register("llava_onevision", load_llava_onevision)
 JUDGES.register("scripted", load_scripted)
 
+UNCACHED = ("scripted",)
+"""Judges that answer faster than their answers can be looked up."""
+
 
 def load_judge(
-    spec: str, *, dtype: str | None = None, device: str = "auto", layout: str = "anyres"
+    spec: str,
+    *,
+    dtype: str | None = None,
+    device: str = "auto",
+    layout: str = "anyres",
+    cache: bool = False,
 ) -> Judge:
     """Return the judge that a text names.
 
@@ -133,10 +141,12 @@ def load_judge(
         dtype: float32, float16 or bfloat16; None: float16 on a GPU, as published, else float32.
         device: As torch names it; "auto": a GPU if there is one.
         layout: How the judge sees two images: "anyres" (the protocol) or "pad".
+        cache: Whether answers are kept in the user's cache and not asked for again; those of a
+            judge in `UNCACHED` never are.
 
     Raises:
         PluginError: There is no such judge.
-        JudgeError: It cannot be loaded.
+        JudgeError: It cannot be loaded, or the cache not be used.
     """
     name, colon, source = spec.partition(":")
     if not colon or not source:
@@ -144,7 +154,14 @@ def load_judge(
             f"judge {spec!r} names no model: write NAME:MODEL, such as "
             "llava_onevision:lmms-lab/llava-critic-7b or llava_onevision:FOLDER"
         )
-    return JUDGES.get(name)(source, dtype=dtype, device=device, layout=layout)
+    load = JUDGES.get(name)
+    if not cache or name in UNCACHED:
+        return load(source, dtype=dtype, device=device, layout=layout)
+    from mars2.judges.cached import AnswerCache, CachedJudge
+
+    answers = AnswerCache()
+    answers.check()  # before minutes of loading
+    return CachedJudge(load(source, dtype=dtype, device=device, layout=layout), answers)
 
 
 def leading_yes_no(text: str) -> bool | None:

@@ -98,6 +98,7 @@ class MetricSettings:
         clip: open_clip model: ``ARCHITECTURE:PRETRAINED`` or ``local-dir:FOLDER``.
         dino: ViT in transformers' layout: folder or hub id.
         device: As torch names it; "auto": a GPU if there is one.
+        cache: Whether a judge loaded by name keeps its answers between runs.
     """
 
     judge: str | Judge = "llava_onevision:lmms-lab/llava-critic-7b"
@@ -107,6 +108,7 @@ class MetricSettings:
     clip: str = "ViT-B-32-quickgelu:openai"
     dino: str = "facebook/dino-vits16"
     device: str = "auto"
+    cache: bool = True
 
 
 MetricLoader = Callable[[MetricSettings], Metric]
@@ -119,7 +121,11 @@ def load_mars2(settings: MetricSettings) -> Metric:
     judge = settings.judge
     if isinstance(judge, str):
         judge = load_judge(
-            judge, dtype=settings.dtype, device=settings.device, layout=settings.layout
+            judge,
+            dtype=settings.dtype,
+            device=settings.device,
+            layout=settings.layout,
+            cache=settings.cache,
         )
     templates = TEMPLATES if settings.prompts is None else load_templates(settings.prompts)
     return Mars2Metric(judge, templates)

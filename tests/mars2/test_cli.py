@@ -54,7 +54,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert done.stderr.strip() == "False False"
-    for command in ("run", "score", "report", "train", "merge", "data", "ls", "demo"):
+    for command in ("run", "score", "report", "train", "merge", "data", "ls", "demo", "cache"):
         assert f"\n  {command} " in done.stdout
     assert min(seconds) < 0.5
 
@@ -309,6 +309,27 @@ def test_references_are_listed(cli: Cli, world) -> None:
     assert "2 of 2 images" in rows["cat"]
     assert "0 of 1 images" in rows["dog"]
     assert len(rows) == 6
+
+
+def test_the_cache_is_shown_and_pruned(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mars2.judges import Verdict
+    from mars2.judges.cached import AnswerCache
+
+    monkeypatch.setenv("MARS2_CACHE", str(tmp_path))
+    path = AnswerCache().path
+    assert cli("cache", "info")[1].startswith(f"{path}: 0 answers, ")
+    assert not path.exists()
+    AnswerCache().keep("critic@1 anyres float32", {"k": Verdict(True, 0.9, 1.0, "Yes")})
+    code, said, _ = cli("cache", "info")
+    assert code == 0
+    assert said.startswith(f"{path}: 1 answers, ")
+    assert said.splitlines()[1].endswith("critic@1 anyres float32")
+    assert cli("cache", "prune")[1] == f"{path}: 0 answers dropped, 1 left\n"
+    assert cli("cache", "prune", "--older-than", 0.5)[1].endswith(" 0 answers dropped, 1 left\n")
+    assert "either --older-than or --all" in cli("cache", "prune", "--older-than", 1, "--all")[2]
+    assert cli("cache", "prune", "--all")[1] == f"{path}: 1 answers dropped, 0 left\n"
 
 
 def test_a_bug_keeps_its_traceback(
