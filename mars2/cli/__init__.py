@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from mars2.cli import cache, data, demo, ls, merge, run, score, train
+from mars2.cli import cache, data, demo, judge, ls, merge, run, score, train
 
 PUBLIC_ERRORS = (
     "AdapterError",
@@ -34,6 +34,7 @@ app.command()(demo.demo)
 app.command()(merge.merge)
 app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")
+app.add_typer(judge.app, name="judge")
 app.add_typer(cache.app, name="cache")
 app.add_typer(ls.app, name="ls")
 

@@ -37,6 +37,14 @@ Cache = Annotated[
     bool,
     typer.Option(help="Keep the judge's answers, and ask no question twice (`mars2 cache info`)."),
 ]
+ControlFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--controls",
+        help="File of `mars2 judge check`, to correct shares of yes for the judge's errors; repeat "
+        "it for several judges.  [default: the user's cache, if they are there]",
+    ),
+]
 Clip = Annotated[str | None, typer.Option(help="open_clip model.  [default: the suite's]")]
 Dino = Annotated[str | None, typer.Option(help="DINO folder or hub id.  [default: the suite's]")]
 

@@ -10,6 +10,7 @@ from mars2.cli.options import (
     BatchSize,
     Cache,
     Clip,
+    ControlFiles,
     Device,
     Dino,
     JudgeName,
@@ -63,6 +64,7 @@ def score(
     cache: Cache = True,
     device: Device = "auto",
     batch_size: BatchSize = 32,
+    controls: ControlFiles = None,
 ) -> None:
     """Score images by MARS2, CLIP and DINO, what has no score yet."""
     scoring = work.Scoring(
@@ -87,11 +89,12 @@ def score(
         partial=partial,
     )
     work.score(store, scoring, partial=partial)
-    work.report(store, suite)
+    work.report(store, suite, controls=controls)
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder, or a folder of scored images.")],
+    controls: ControlFiles = None,
 ) -> None:
     """Make table and report again from the scores of a folder."""
-    work.report(RunStore.open(folder))
+    work.report(RunStore.open(folder), controls=controls)

@@ -68,13 +68,15 @@ class Verdict:
         answer: Yes or no; None if it said neither: such a verdict is unscored.
         p_yes: Probability of yes against yes and no, in ``[0, 1]``; None if the judge gives none.
         margin: Logit of the best yes less that of the best no; None if the judge gives none.
-        raw: What it said, in its own words.
+        raw: What it said, in its own words; or why it could not be asked.
+        failed: Whether it could not be asked: the question is unscored, and to be asked again.
     """
 
     answer: bool | None
     p_yes: float | None
     margin: float | None
     raw: str
+    failed: bool = False
 
 
 class Judge(Protocol):

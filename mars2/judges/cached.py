@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmark_data.references import cache_root
@@ -19,7 +19,7 @@ from mars2.judges import Judge, JudgeError, Question, Verdict
 from mars2.judges.images import image_digest, preprocessor
 
 FILE = "answers-1.sqlite3"
-"""Its number counts the layouts of the table."""
+"""Its number counts the layouts of the table; a new field of `Verdict` with a default is none."""
 
 DAY = 24 * 60 * 60  # seconds
 WAIT = 60.0
@@ -33,8 +33,7 @@ _LOG = logging.getLogger(__name__)
 _VARIABLES = 500  # values in one statement; SQLite allows 999 in old versions
 _TABLE = """
     CREATE TABLE IF NOT EXISTS answers (
-        key TEXT PRIMARY KEY, judge TEXT NOT NULL, answer INTEGER NOT NULL,
-        p_yes REAL, margin REAL, raw TEXT NOT NULL, used INTEGER NOT NULL
+        key TEXT PRIMARY KEY, judge TEXT NOT NULL, verdict TEXT NOT NULL, used INTEGER NOT NULL
     ) WITHOUT ROWID
 """
 
@@ -97,35 +96,25 @@ class AnswerCache:
             for part in _parts(keys):
                 marks = ",".join("?" * len(part))
                 rows = connection.execute(
-                    f"SELECT key, answer, p_yes, margin, raw, used FROM answers "
-                    f"WHERE key IN ({marks})",
-                    part,
+                    f"SELECT key, verdict, used FROM answers WHERE key IN ({marks})", part
                 ).fetchall()
-                found |= {
-                    key: Verdict(bool(answer), p_yes, margin, raw)
-                    for key, answer, p_yes, margin, raw, _ in rows
-                }
-                stale = [(now, key) for key, *_, used in rows if used < now - DAY]
+                found |= {key: Verdict(**json.loads(verdict)) for key, verdict, _ in rows}
+                stale = [(now, key) for key, _, used in rows if used < now - DAY]
                 if stale:  # so that reading seldom writes
                     connection.executemany("UPDATE answers SET used = ? WHERE key = ?", stale)
         return found
 
     def keep(self, judge: str, verdicts: Mapping[str, Verdict]) -> None:
-        """Keep the verdicts that are a yes or a no.
-
-        One that is neither may come of a failure that is gone the next time: it is not kept.
-        """
+        """Keep the verdicts that come of what the judge said; a failure is none, and not kept."""
         now = int(time.time())
         rows = [
-            (key, judge, int(verdict.answer), verdict.p_yes, verdict.margin, verdict.raw, now)
+            (key, judge, json.dumps(asdict(verdict), ensure_ascii=False), now)
             for key, verdict in verdicts.items()
-            if verdict.answer is not None
+            if not verdict.failed
         ]
         if rows:
             with self._open() as connection:
-                connection.executemany(
-                    "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", rows
-                )
+                connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", rows)
 
     def kept(self) -> list[KeptAnswers]:
         """Return what is kept, a judge each, by id."""
