@@ -72,7 +72,11 @@ def plan_controls(
             for number in range(len(own))
         ]
         no = _spread(own, [files[other.id] for other in others], concept.id, per_concept)
-        for kind, pairs in (("itself", yes[:per_concept]), (compared, no)):
+        kinds: list[tuple[Compared, list[tuple[Path, Path]]]] = [
+            ("itself", yes[:per_concept]),
+            (compared, no),
+        ]
+        for kind, pairs in kinds:
             controls += [
                 Control(aspect, concept.id, kind, *pair, concept.question_style)
                 for pair in sorted(pairs, key=lambda pair: own.index(pair[0]))

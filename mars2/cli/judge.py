@@ -53,7 +53,11 @@ def check(
         judge or loaded.models.judge, dtype=dtype, device=device, layout=layout, cache=cache
     )
     with tqdm(total=len(questions), desc="check", unit="question", disable=None) as bar:
-        controls = check_judge(asked, loaded, templates, questions, progress=bar.update)
+
+        def show(answered: int) -> None:
+            bar.update(answered)
+
+        controls = check_judge(asked, loaded, templates, questions, progress=show)
     path = out or controls_path(controls.judge, controls.suite_revision)
     write_controls(controls, path)
     print_table(controls_table(controls), Console())
