@@ -57,6 +57,18 @@ JudgeConcurrency = Annotated[
 JudgeRetries = Annotated[
     int, typer.Option(min=0, help="How often a question to a judge's server is repeated.")
 ]
+Cache = Annotated[
+    bool,
+    typer.Option(help="Keep the judge's answers, and ask no question twice (`mars2 cache info`)."),
+]
+ControlFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--controls",
+        help="File of `mars2 judge check`, to correct shares of yes for the judge's errors; repeat "
+        "it for several judges.  [default: the user's cache, if they are there]",
+    ),
+]
 Clip = Annotated[str | None, typer.Option(help="open_clip model.  [default: the suite's]")]
 Dino = Annotated[str | None, typer.Option(help="DINO folder or hub id.  [default: the suite's]")]
 

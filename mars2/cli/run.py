@@ -9,6 +9,7 @@ from mars2.cli import work
 from mars2.cli.options import (
     BaseUrl,
     BatchSize,
+    Cache,
     Clip,
     Device,
     Dino,
@@ -75,6 +76,7 @@ def run(
     judge_retries: JudgeRetries = 5,
     clip: Clip = None,
     dino: Dino = None,
+    cache: Cache = True,
 ) -> None:
     """Merge the pairs of a suite, generate, score and report."""
     choices = Choices(
@@ -103,6 +105,7 @@ def run(
         judge_retries=judge_retries,
         clip=clip,
         dino=dino,
+        cache=cache,
         device=device,
     )
     store = work.generate(suite, choices, out, batch_size=batch_size, save_adapters=save_adapters)

@@ -9,7 +9,9 @@ from mars2.cli import work
 from mars2.cli.options import (
     BaseUrl,
     BatchSize,
+    Cache,
     Clip,
+    ControlFiles,
     Device,
     Dino,
     JudgeConcurrency,
@@ -69,8 +71,10 @@ def score(
     judge_retries: JudgeRetries = 5,
     clip: Clip = None,
     dino: Dino = None,
+    cache: Cache = True,
     device: Device = "auto",
     batch_size: BatchSize = 32,
+    controls: ControlFiles = None,
 ) -> None:
     """Score images by MARS2, CLIP and DINO, what has no score yet."""
     scoring = work.Scoring(
@@ -85,6 +89,7 @@ def score(
         judge_retries=judge_retries,
         clip=clip,
         dino=dino,
+        cache=cache,
         device=device,
         batch_size=batch_size,
         suite=suite,
@@ -99,12 +104,13 @@ def score(
         partial=partial,
     )
     failed = work.score(store, scoring, partial=partial)
-    work.report(store, suite)
+    work.report(store, suite, controls=controls)
     work.exit_if_failed(failed)
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder, or a folder of scored images.")],
+    controls: ControlFiles = None,
 ) -> None:
     """Make table and report again from the scores of a folder."""
-    work.report(RunStore.open(folder))
+    work.report(RunStore.open(folder), controls=controls)

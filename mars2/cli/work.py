@@ -29,6 +29,7 @@ class Scoring:
     judge_timeout: float = 120.0
     judge_concurrency: int = 8
     judge_retries: int = 5
+    cache: bool = True
 
 
 def show_plan(suite: str, choices: Choices, out: Path) -> None:
@@ -164,6 +165,7 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
             concurrency=scoring.judge_concurrency,
             retries=scoring.judge_retries,
         ),
+        cache=scoring.cache,
     )
     failed: list[str] = []
     for name in names:
@@ -190,11 +192,20 @@ def exit_if_failed(failed: Sequence[str]) -> None:
         raise typer.Exit(1)
 
 
-def report(store: RunStore, suite: str | None = None) -> None:
-    """Write scores.json, report.html and grid.png; print the tables and where the files lie."""
+def report(
+    store: RunStore, suite: str | None = None, *, controls: Sequence[Path] | None = None
+) -> None:
+    """Write scores.json, report.html and grid.png; print the tables and where the files lie.
+
+    Args:
+        store: A run, or the results of a scored folder of images.
+        suite: Where the suite lies now; None: where it lay then.
+        controls: Files of `mars2 judge check`; None: those in the user's cache, if there are any.
+    """
     from rich.console import Console
 
     from benchmark_data.suite import SuiteError
+    from mars2.controls import find_controls, read_controls
     from mars2.references import find_references
     from mars2.report import summarise, terminal_table, write_report
 
@@ -203,7 +214,12 @@ def report(store: RunStore, suite: str | None = None) -> None:
     except (RunError, SuiteError) as error:
         sys.stderr.write(f"mars2: the report shows no references: {error}\n")
         references = {}
-    summary = summarise(store)
+    known = (
+        find_controls(summarise(store).judges, store.spec.suite_revision)
+        if controls is None
+        else [read_controls(path) for path in controls]
+    )
+    summary = summarise(store, known)
     paths = write_report(store, summary, references=references)
     terminal_table(summary, Console())
     for path in (paths.scores, paths.grid, paths.html):

@@ -7,6 +7,7 @@ loaders import their models' libraries when called, so that this module needs no
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -189,6 +190,9 @@ JUDGES.register("qwen_vl", load_qwen_vl)
 JUDGES.register("openai", load_openai)
 JUDGES.register("scripted", load_scripted)
 
+UNCACHED = ("scripted",)
+"""Judges that answer faster than their answers can be looked up."""
+
 
 def load_judge(
     spec: str,
@@ -197,6 +201,7 @@ def load_judge(
     device: str = "auto",
     layout: str = "anyres",
     server: ServerSettings | None = None,
+    cache: bool = False,
 ) -> Judge:
     """Return the judge that a text names.
 
@@ -206,10 +211,12 @@ def load_judge(
         device: As torch names it; "auto": a GPU if there is one.
         layout: How the judge sees two images: "anyres" (the protocol) or "pad".
         server: How to ask a judge that is behind a server.
+        cache: Whether answers are kept in the user's cache and not asked for again; those of a
+            judge in `UNCACHED` never are.
 
     Raises:
         PluginError: There is no such judge.
-        JudgeError: It cannot be loaded.
+        JudgeError: It cannot be loaded, or the cache not be used.
     """
     name, colon, source = spec.partition(":")
     if not colon or not source:
@@ -217,9 +224,21 @@ def load_judge(
             f"judge {spec!r} names no model: write NAME:MODEL, such as "
             "llava_onevision:lmms-lab/llava-critic-7b or llava_onevision:FOLDER"
         )
-    return JUDGES.get(name)(
-        source, dtype=dtype, device=device, layout=layout, server=server or ServerSettings()
+    load = partial(
+        JUDGES.get(name),
+        source,
+        dtype=dtype,
+        device=device,
+        layout=layout,
+        server=server or ServerSettings(),
     )
+    if not cache or name in UNCACHED:
+        return load()
+    from mars2.judges.cached import AnswerCache, CachedJudge
+
+    answers = AnswerCache()
+    answers.check()  # before minutes of loading
+    return CachedJudge(load(), answers)
 
 
 def leading_yes_no(text: str) -> bool | None:

@@ -108,6 +108,7 @@ class MetricSettings:
         dino: ViT in transformers' layout: folder or hub id.
         device: As torch names it; "auto": a GPU if there is one.
         server: How to ask a judge that is behind a server.
+        cache: Whether a judge loaded by name keeps its answers between runs.
     """
 
     judge: str | Judge = "llava_onevision:lmms-lab/llava-critic-7b"
@@ -118,6 +119,7 @@ class MetricSettings:
     dino: str = "facebook/dino-vits16"
     device: str = "auto"
     server: ServerSettings = field(default_factory=ServerSettings)
+    cache: bool = True
 
 
 MetricLoader = Callable[[MetricSettings], Metric]
@@ -135,6 +137,7 @@ def load_mars2(settings: MetricSettings) -> Metric:
             device=settings.device,
             layout=settings.layout,
             server=settings.server,
+            cache=settings.cache,
         )
     templates = TEMPLATES if settings.prompts is None else load_templates(settings.prompts)
     return Mars2Metric(judge, templates)
