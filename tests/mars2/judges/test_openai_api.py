@@ -638,6 +638,7 @@ def test_a_server_that_dies_in_the_middle(serve: Serve, world, tmp_path: Path, c
     def score(server: Server, out: Path) -> tuple[int, str]:
         options = ("--metrics", "mars2", "--batch-size", 2, "--judge-concurrency", 1)
         options += ("--judge", "openai:critic", "--base-url", server.url, "--judge-retries", 0)
+        options += ("--no-cache",)
         return command("score", images, "--suite", world.suite, "--out", out, *options)
 
     whole = serve(lambda number, body: by_grey(body))
