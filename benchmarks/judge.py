@@ -71,7 +71,8 @@ class PlainJudge:
         inputs = self.inputs(question)
         with torch.inference_mode():
             said = self.model.generate(**inputs, generation_config=self.settings)
-        text = self.tokenizer.decode(said.sequences[0, inputs["input_ids"].shape[1] :].tolist())
+        # only its first token: a random model's answer does not end, the next stands for its end
+        text = self.tokenizer.decode([int(said.sequences[0, inputs["input_ids"].shape[1]])])
         logits = said.logits[0][0].double()
         yes, no = logits[list(self.yes)].exp().sum(), logits[list(self.no)].exp().sum()
         return leading_yes_no(text), float(yes / (yes + no))
@@ -124,13 +125,13 @@ def subject_questions(images: Sequence[Image.Image]) -> list[Question]:
     return [Question("subject", images[0], image, "", template) for image in images[1:]]
 
 
-def random_checkpoint(tokenizer: Tokenizer) -> Checkpoint:
-    """Return a random model: language model of width 512, vision tower of width 256."""
+def random_checkpoint(tokenizer: Tokenizer, width: int) -> Checkpoint:
+    """Return a random model: its language model of a width, its vision tower of half of it."""
     config = LlavaOnevisionConfig(
         text_config={
             "model_type": "qwen2",
-            "hidden_size": 512,
-            "intermediate_size": 1408,
+            "hidden_size": width,
+            "intermediate_size": width * 11 // 4,
             "num_hidden_layers": 4,
             "num_attention_heads": 8,
             "num_key_value_heads": 2,
@@ -139,8 +140,8 @@ def random_checkpoint(tokenizer: Tokenizer) -> Checkpoint:
         },
         vision_config={
             "model_type": "siglip_vision_model",
-            "hidden_size": 256,
-            "intermediate_size": 768,
+            "hidden_size": width // 2,
+            "intermediate_size": width * 3 // 2,
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "image_size": 168,
@@ -187,10 +188,10 @@ def bench_miniature(images: int) -> str:
     return compare("miniature critic", checkpoint, questions, tokens=16)
 
 
-def bench_random(images: int) -> str:
+def bench_random(images: int, width: int = 512) -> str:
     """Compare on a random model, whose answers end after two tokens, as a critic's would."""
     tokenizer = load_checkpoint(WORLD / "weights" / "critic", torch.float32).tokenizer
-    checkpoint = random_checkpoint(tokenizer)
+    checkpoint = random_checkpoint(tokenizer, width)
     questions = subject_questions(pictures(images + 1, 336))
     answer_yes_or_no(checkpoint, questions[0], questions[-1])
-    return compare("random model of width 512", checkpoint, questions, tokens=2)
+    return compare(f"random model of width {width}", checkpoint, questions, tokens=2)

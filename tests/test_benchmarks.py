@@ -1,10 +1,12 @@
 """What `make bench` compares is the same."""
 
+import re
+
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks.judge import WORLD, bench_miniature, compare, subject_questions
+from benchmarks.judge import WORLD, bench_miniature, bench_random, compare, subject_questions
 from mars2.judges import Verdict
 from mars2.judges.llava_checkpoint import load_checkpoint
 from mars2.judges.llava_onevision import LlavaOnevisionJudge
@@ -14,6 +16,12 @@ def test_the_judge_agrees_with_one_generate_a_question():
     line = bench_miniature(3)
     assert "1 reference x 3 images" in line
     assert "the same" in line
+
+
+def test_they_agree_on_a_random_model_and_long_questions():
+    line = bench_random(3, width=32)
+    assert re.search(r", 1[5-7]\d\d positions a question", line)
+    assert re.search(r"the same [12] yes and [12] no", line)
 
 
 def test_a_judge_that_differs_is_not_timed(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -37,6 +38,22 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return int(exit_.value.code or 0), said.out, said.err
 
     return call
+
+
+def test_dtype_is_the_judges(cli: Cli, world, tmp_path: Path) -> None:
+    references = {name: tmp_path / name for name in ("images", "subject", "style")}
+    for folder in references.values():
+        folder.mkdir()
+        shutil.copy(world.folder / "cat_0.png", folder)
+    code, _, said = cli(
+        "score",
+        references["images"],
+        *("--subject-refs", references["subject"], "--style-refs", references["style"]),
+        *("--style-name", "ink", "--metrics", "mars2"),
+        *("--judge", f"llava_onevision:{tmp_path}", "--dtype", "float8"),
+    )
+    assert code == 2
+    assert "dtype is 'float8'" in said
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:
