@@ -8,7 +8,29 @@ from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta, check_sam
 from baselines.checks import check_merge_method
 from baselines.formats import load_adapter, save_adapter
 from baselines.merging_loss import PairTask
-from baselines.methods import average, controls, direct_sum, ziplora  # noqa: F401  # they register
+from baselines.methods import (  # noqa: F401  # they register
+    average,
+    b_lora_filter,
+    breadcrumbs,
+    controls,
+    core_space,
+    dare,
+    dare_factors,
+    dare_ties,
+    dare_ties_factors,
+    della,
+    direct_sum,
+    iso_c,
+    knots,
+    magnitude,
+    magnitude_factors,
+    np_lora,
+    svd_merge,
+    ties,
+    ties_factors,
+    tsv_m,
+    ziplora,
+)
 from baselines.options import Parameter, PluginError
 from baselines.registry import (
     METHODS,

@@ -132,13 +132,23 @@ class LowRankDelta:
         exact = self.full_precision()
         if rank >= self.rank:
             return exact
+        left, values, right = exact.svd()
+        root = values[:rank].sqrt()
+        return LowRankDelta(left[:, :rank] * root, root[:, None] * right[:rank])
+
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The thin SVD of the update, from QR decompositions of the factors and a small SVD.
+
+        Returns:
+            Left singular vectors ``(d_out, k)``, singular values ``(k,)``, largest first, and right
+            singular vectors ``(k, d_in)``; ``k`` is the rank, or the layer's smaller side if that
+            is less. Values of no more than rounding may be among them: see ``significant``.
+        """
+        exact = self.full_precision()
         up_basis, up_part = torch.linalg.qr(exact.up)  # (d_out, k), (k, rank)
         down_basis, down_part = torch.linalg.qr(exact.down.T)  # (d_in, l), (l, rank)
         left, values, right = torch.linalg.svd(up_part @ down_part.T, full_matrices=False)
-        root = values[:rank].sqrt()
-        return LowRankDelta(
-            up_basis @ (left[:, :rank] * root), (root[:, None] * right[:rank]) @ down_basis.T
-        )
+        return up_basis @ left, values, right @ down_basis.T
 
     def norm(self) -> Tensor:
         """The Frobenius norm, a scalar; through QR, so that cancelling updates lose no digits."""
@@ -252,6 +262,12 @@ class LoraAdapter:
                         f"layer {layer!r}{of} has {wrong} values in its {factor} factor that are "
                         "not finite: train or download it anew"
                     )
+
+
+def significant(values: Tensor) -> int:
+    """How many singular values ``(k,)``, largest first, are more than rounding; 0 if all are 0."""
+    rounding = 4 * len(values) * torch.finfo(values.dtype).eps * values[:1]
+    return int((values > rounding).sum())
 
 
 def check_same_layers(adapters: Sequence[LoraAdapter]) -> None:

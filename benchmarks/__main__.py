@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from baselines import LoraAdapter, LowRankDelta
+from benchmarks.judge import bench_miniature, bench_random
 from lorarar.hypernet import HyperNetwork
 
 
@@ -80,9 +81,18 @@ def main() -> None:
     parser.add_argument("--modules", type=int, default=40)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--images", type=int, default=32, help="Test images that a judge is shown.")
+    parser.add_argument("--only", choices=("lorarar", "miniature", "random"))
     arguments = parser.parse_args()
-    line = bench_lorarar(arguments.modules, arguments.rank, arguments.repeats)
-    sys.stdout.write(line + "\n")
+    benchmarks = {
+        "lorarar": lambda: bench_lorarar(arguments.modules, arguments.rank, arguments.repeats),
+        "miniature": lambda: bench_miniature(arguments.images),
+        "random": lambda: bench_random(arguments.images),
+    }
+    for name, benchmark in benchmarks.items():
+        if arguments.only in (None, name):
+            sys.stdout.write(benchmark() + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

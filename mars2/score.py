@@ -1,6 +1,6 @@
 """Scores a folder's images: finds what has no score yet, asks the metrics, appends records."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmark_data.references import file_digest
@@ -13,10 +13,17 @@ from mars2.store import Record, RunStore, Sample
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a metric is: images done of those it has to score."""
+    """How far a metric is: images done of those it has to score.
+
+    Attributes:
+        done: Images gone through.
+        total: Images to go through.
+        failed: Why scores of images could not be computed whole: one reason an image.
+    """
 
     done: int
     total: int
+    failed: Sequence[str] = ()
 
 
 def present_samples(store: RunStore, *, partial: bool = False) -> list[Sample]:
@@ -49,7 +56,8 @@ def score(
     """Score what has no record yet, a batch at each step of the iteration; records follow at once.
 
     A score counts as there if image, judge and all that the image is compared with are the same.
-    Images of a pair follow one another, so that a judge can keep what it computed for a reference.
+    What failed is not there. Images of a pair follow one another, so that a judge can keep what it
+    computed for a reference.
 
     Raises:
         RunError: Images are missing or cannot be read.
@@ -66,6 +74,7 @@ def score(
             pending.append((sample, *shown))
     for sample, _, _ in pending:
         read_image(sample.path)  # a broken one is found before an hour of judging
+    failed: list[str] = []
     for start in range(0, len(pending), batch_size):
         batch = pending[start : start + batch_size]
         scores = metric.score([_evaluated(sample, references) for sample, _, _ in batch])
@@ -81,12 +90,15 @@ def score(
                     judge=metric.id,
                     detail=one.detail,
                     inputs=inputs,
+                    failed=one.failed,
                 )
                 for (sample, image, inputs), several in zip(batch, scores, strict=True)
                 for one in several
             ]
         )
-        yield Progress(start + len(batch), len(pending))
+        reasons = [next((one.failed for one in several if one.failed), "") for several in scores]
+        failed += [reason for reason in reasons if reason]
+        yield Progress(start + len(batch), len(pending), tuple(failed))
 
 
 def _key(sample: Sample | Record) -> tuple[str, str, int]:
@@ -97,6 +109,8 @@ def _known(store: RunStore) -> dict[tuple[str | int, ...], set[str]]:
     """Return the names of the scores there are, by sample, judge, image and inputs."""
     known: dict[tuple[str | int, ...], set[str]] = {}
     for record in store.records():
+        if record.failed:
+            continue
         key = (*_key(record), record.judge, record.image, record.inputs)
         known.setdefault(key, set()).add(record.metric)
     return known

@@ -49,6 +49,8 @@ class Record:
         detail: What the score came from (answers, raw text, ...); a JSON text in the file, so that
             every line has the same columns for pandas and `datasets`.
         inputs: 12 hex of what was shown beside the image: references, style phrase, prompt.
+        failed: Why something the score needs could not be had (a judge's server was gone, ...), or
+            ""; such a score is computed again by the next scoring.
     """
 
     method: str
@@ -60,6 +62,7 @@ class Record:
     judge: str
     detail: Mapping[str, Any] = field(default_factory=dict)
     inputs: str = ""
+    failed: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the line of records.jsonl."""

@@ -1,7 +1,7 @@
 """Fixtures shared by the tests of all packages."""
 
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,15 @@ from baselines.denoiser import Denoiser
 from baselines.dreambooth import attention_layers
 
 _TINY = runpy.run_path(str(Path(__file__).with_name("tiny_sdxl.py")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache folder of all tests: no test reads or writes the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MARS2_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

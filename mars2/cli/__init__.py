@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from mars2.cli import data, demo, inspect_file, ls, merge, run, score, train
+from mars2.cli import cache, data, demo, inspect_file, judge, ls, merge, run, score, train
 
 PUBLIC_ERRORS = (
     "AdapterError",
@@ -35,6 +35,8 @@ app.command()(merge.merge)
 app.command()(inspect_file.inspect)
 app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")
+app.add_typer(judge.app, name="judge")
+app.add_typer(cache.app, name="cache")
 app.add_typer(ls.app, name="ls")
 
 

@@ -26,5 +26,6 @@ def demo(
 
     torch.set_num_threads(1)  # models so small lose by more threads: 74 s with one
     store = work.generate(SUITE, CHOICES, out, batch_size=len(CHOICES.seeds))
-    work.score(store, SCORING)
+    failed = work.score(store, SCORING)
     work.report(store)
+    work.exit_if_failed(failed)

@@ -16,6 +16,14 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="float32, float16 or bfloat16.  [default: float32 on a CPU, else float16]"),
 ]
+JudgeDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="The judge's: float32, float16 or bfloat16.  "
+        "[default: float32 on a CPU, else float16]",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images drawn or scored at once.")]
 Metrics = Annotated[str, typer.Option(help="Which to compute (`mars2 ls metrics`).")]
@@ -32,6 +40,34 @@ Layout = Annotated[
 ]
 Prompts = Annotated[
     Path | None, typer.Option(help="TOML file of question templates.  [default: ours]")
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="Server of a judge such as openai:MODEL: http://localhost:8000/v1.  "
+        "[default: the variable OPENAI_BASE_URL; the key is that in OPENAI_API_KEY]"
+    ),
+]
+JudgeTimeout = Annotated[
+    float, typer.Option(min=0.1, help="Seconds that a judge's server may take for a question.")
+]
+JudgeConcurrency = Annotated[
+    int, typer.Option(min=1, help="Questions that a judge's server is asked at once.")
+]
+JudgeRetries = Annotated[
+    int, typer.Option(min=0, help="How often a question to a judge's server is repeated.")
+]
+Cache = Annotated[
+    bool,
+    typer.Option(help="Keep the judge's answers, and ask no question twice (`mars2 cache info`)."),
+]
+ControlFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--controls",
+        help="File of `mars2 judge check`, to correct shares of yes for the judge's errors; repeat "
+        "it for several judges.  [default: the user's cache, if they are there]",
+    ),
 ]
 Clip = Annotated[str | None, typer.Option(help="open_clip model.  [default: the suite's]")]
 Dino = Annotated[str | None, typer.Option(help="DINO folder or hub id.  [default: the suite's]")]

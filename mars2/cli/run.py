@@ -7,12 +7,17 @@ import typer
 
 from mars2.cli import work
 from mars2.cli.options import (
+    BaseUrl,
     BatchSize,
+    Cache,
     Clip,
     Device,
     Dino,
     Dtype,
+    JudgeConcurrency,
     JudgeName,
+    JudgeRetries,
+    JudgeTimeout,
     Layout,
     Metrics,
     Model,
@@ -65,8 +70,13 @@ def run(
     judge: JudgeName = None,
     layout: Layout = "anyres",
     prompts: Prompts = None,
+    base_url: BaseUrl = None,
+    judge_timeout: JudgeTimeout = 120.0,
+    judge_concurrency: JudgeConcurrency = 8,
+    judge_retries: JudgeRetries = 5,
     clip: Clip = None,
     dino: Dino = None,
+    cache: Cache = True,
 ) -> None:
     """Merge the pairs of a suite, generate, score and report."""
     choices = Choices(
@@ -89,11 +99,17 @@ def run(
         judge=judge,
         layout=layout,
         prompts=prompts,
+        base_url=base_url,
+        judge_timeout=judge_timeout,
+        judge_concurrency=judge_concurrency,
+        judge_retries=judge_retries,
         clip=clip,
         dino=dino,
+        cache=cache,
         device=device,
     )
     store = work.generate(suite, choices, out, batch_size=batch_size, save_adapters=save_adapters)
     if score:
-        work.score(store, scoring)
+        failed = work.score(store, scoring)
         work.report(store)
+        work.exit_if_failed(failed)

@@ -7,11 +7,18 @@ import typer
 
 from mars2.cli import work
 from mars2.cli.options import (
+    BaseUrl,
     BatchSize,
+    Cache,
     Clip,
+    ControlFiles,
     Device,
     Dino,
+    JudgeConcurrency,
+    JudgeDtype,
     JudgeName,
+    JudgeRetries,
+    JudgeTimeout,
     Layout,
     Metrics,
     Prompts,
@@ -56,20 +63,33 @@ def score(
     metrics: Metrics = "mars2,clip,dino",
     judge: JudgeName = None,
     layout: Layout = "anyres",
+    dtype: JudgeDtype = None,
     prompts: Prompts = None,
+    base_url: BaseUrl = None,
+    judge_timeout: JudgeTimeout = 120.0,
+    judge_concurrency: JudgeConcurrency = 8,
+    judge_retries: JudgeRetries = 5,
     clip: Clip = None,
     dino: Dino = None,
+    cache: Cache = True,
     device: Device = "auto",
     batch_size: BatchSize = 32,
+    controls: ControlFiles = None,
 ) -> None:
     """Score images by MARS2, CLIP and DINO, what has no score yet."""
     scoring = work.Scoring(
         metrics=metrics,
         judge=judge,
         layout=layout,
+        dtype=dtype,
         prompts=prompts,
+        base_url=base_url,
+        judge_timeout=judge_timeout,
+        judge_concurrency=judge_concurrency,
+        judge_retries=judge_retries,
         clip=clip,
         dino=dino,
+        cache=cache,
         device=device,
         batch_size=batch_size,
         suite=suite,
@@ -83,12 +103,14 @@ def score(
         out=out,
         partial=partial,
     )
-    work.score(store, scoring, partial=partial)
-    work.report(store, suite)
+    failed = work.score(store, scoring, partial=partial)
+    work.report(store, suite, controls=controls)
+    work.exit_if_failed(failed)
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder, or a folder of scored images.")],
+    controls: ControlFiles = None,
 ) -> None:
     """Make table and report again from the scores of a folder."""
-    work.report(RunStore.open(folder))
+    work.report(RunStore.open(folder), controls=controls)

@@ -1,8 +1,11 @@
 """What several commands do: generate, score and report, with progress bars."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import typer
 
 from mars2.job import Choices, RunError, plan
 from mars2.store import RUN_FILE, SCORES_FOLDER, RunStore
@@ -15,12 +18,18 @@ class Scoring:
     metrics: str = "mars2,clip,dino"
     judge: str | None = None
     layout: str = "anyres"
+    dtype: str | None = None
     prompts: Path | None = None
     clip: str | None = None
     dino: str | None = None
     device: str = "auto"
     batch_size: int = 32
     suite: str | None = None
+    base_url: str | None = None
+    judge_timeout: float = 120.0
+    judge_concurrency: int = 8
+    judge_retries: int = 5
+    cache: bool = True
 
 
 def show_plan(suite: str, choices: Choices, out: Path) -> None:
@@ -116,11 +125,17 @@ def open_images(
     )
 
 
-def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> None:
-    """Score what has no score yet, one metric's model in memory at a time."""
+def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[str]:
+    """Score what has no score yet, one metric's model in memory at a time.
+
+    Returns:
+        Why scores of images could not be computed whole, such as a judge's server that is gone; one
+        reason an image and metric.
+    """
     from tqdm import tqdm
 
     from benchmark_data.load import load_suite
+    from mars2.judges import ServerSettings
     from mars2.metrics import METRICS, MetricSettings, load_metric
     from mars2.references import find_references
     from mars2.score import present_samples
@@ -141,10 +156,20 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> None:
     settings = MetricSettings(
         **{name: str(model) for name, model in chosen.items() if model},
         layout=scoring.layout,
+        dtype=scoring.dtype,
         prompts=scoring.prompts,
         device=scoring.device,
+        server=ServerSettings(
+            base_url=scoring.base_url or "",
+            timeout=scoring.judge_timeout,
+            concurrency=scoring.judge_concurrency,
+            retries=scoring.judge_retries,
+        ),
+        cache=scoring.cache,
     )
+    failed: list[str] = []
     for name in names:
+        step = None
         metric = load_metric(name, settings)
         with tqdm(desc=name, unit="image", disable=None) as bar:
             for step in score_images(
@@ -152,13 +177,35 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> None:
             ):
                 bar.total = step.total
                 bar.update(step.done - bar.n)
+        failed += () if step is None else step.failed
+    return failed
 
 
-def report(store: RunStore, suite: str | None = None) -> None:
-    """Write scores.json, report.html and grid.png; print the tables and where the files lie."""
+def exit_if_failed(failed: Sequence[str]) -> None:
+    """End a command with exit code 1 and a line that says why, if scores failed."""
+    if failed:
+        reason = " ".join(failed[0].split())
+        sys.stderr.write(
+            f"mars2: {len(failed)} images are not scored whole: {reason}; the same command again "
+            "scores just those\n"
+        )
+        raise typer.Exit(1)
+
+
+def report(
+    store: RunStore, suite: str | None = None, *, controls: Sequence[Path] | None = None
+) -> None:
+    """Write scores.json, report.html and grid.png; print the tables and where the files lie.
+
+    Args:
+        store: A run, or the results of a scored folder of images.
+        suite: Where the suite lies now; None: where it lay then.
+        controls: Files of `mars2 judge check`; None: those in the user's cache, if there are any.
+    """
     from rich.console import Console
 
     from benchmark_data.suite import SuiteError
+    from mars2.controls import find_controls, read_controls
     from mars2.references import find_references
     from mars2.report import summarise, terminal_table, write_report
 
@@ -167,7 +214,12 @@ def report(store: RunStore, suite: str | None = None) -> None:
     except (RunError, SuiteError) as error:
         sys.stderr.write(f"mars2: the report shows no references: {error}\n")
         references = {}
-    summary = summarise(store)
+    known = (
+        find_controls(summarise(store).judges, store.spec.suite_revision)
+        if controls is None
+        else [read_controls(path) for path in controls]
+    )
+    summary = summarise(store, known)
     paths = write_report(store, summary, references=references)
     terminal_table(summary, Console())
     for path in (paths.scores, paths.grid, paths.html):

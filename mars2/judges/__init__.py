@@ -7,6 +7,7 @@ loaders import their models' libraries when called, so that this module needs no
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from PIL.Image import Image
 
 from baselines.registry import Registry
 from mars2.judges.errors import JudgeError
-from mars2.judges.prompts import TEMPLATES, Aspect, Template, load_templates, render
+from mars2.judges.prompts import TEMPLATES, Aspect, Form, Template, load_templates, render
 
 __all__ = [
     "JUDGES",
@@ -23,12 +24,14 @@ __all__ = [
     "JudgeError",
     "JudgeLoader",
     "Question",
+    "ServerSettings",
     "Template",
     "Verdict",
     "leading_score",
     "leading_yes_no",
     "load_judge",
     "load_templates",
+    "read_answer",
     "render",
 ]
 
@@ -68,13 +71,41 @@ class Verdict:
         answer: Yes or no; None if it said neither: such a verdict is unscored.
         p_yes: Probability of yes against yes and no, in ``[0, 1]``; None if the judge gives none.
         margin: Logit of the best yes less that of the best no; None if the judge gives none.
-        raw: What it said, in its own words.
+        raw: What it said, in its own words; or why it could not be asked.
+        close: Whether the margin is so small that half precision alone may have decided.
+        failed: Whether it could not be asked: the question is unscored, and to be asked again.
     """
 
     answer: bool | None
     p_yes: float | None
     margin: float | None
     raw: str
+    close: bool = False
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How to ask a judge that is behind a server; changes no answer.
+
+    Attributes:
+        base_url: Where it is, such as ``http://localhost:8000/v1``; "": the environment says.
+        timeout: Seconds that one request may take.
+        concurrency: Questions asked at once.
+        retries: How often a request that failed is repeated.
+    """
+
+    base_url: str = ""
+    timeout: float = 120.0
+    concurrency: int = 8
+    retries: int = 5
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0 or self.concurrency < 1 or self.retries < 0:
+            raise JudgeError(
+                f"timeout is {self.timeout}, concurrency {self.concurrency}, retries "
+                f"{self.retries}; give more than 0 seconds, 1 or more, and 0 or more"
+            )
 
 
 class Judge(Protocol):
@@ -100,31 +131,77 @@ class JudgeLoader(Protocol):
     """Makes a judge of what stands behind the colon in ``NAME:SOURCE``."""
 
     def __call__(  # noqa: D102
-        self, source: str, *, dtype: str | None, device: str, layout: str
+        self, source: str, *, dtype: str | None, device: str, layout: str, server: ServerSettings
     ) -> Judge: ...
 
 
-def load_llava_onevision(source: str, *, dtype: str | None, device: str, layout: str) -> Judge:
+def load_llava_onevision(
+    source: str, *, dtype: str | None, device: str, layout: str, server: ServerSettings
+) -> Judge:
     """LLaVA-Critic and any other LLaVA-OneVision model, from a folder or the hub."""
     from mars2.judges.llava_onevision import LlavaOnevisionJudge
 
+    _needs_no_server("llava_onevision", server)
     return LlavaOnevisionJudge.load(source, dtype=dtype, device=device, layout=layout)
 
 
-def load_scripted(source: str, *, dtype: str | None, device: str, layout: str) -> Judge:
+def load_qwen_vl(
+    source: str, *, dtype: str | None, device: str, layout: str, server: ServerSettings
+) -> Judge:
+    """Qwen2.5-VL, Qwen3-VL and models tuned from them, from a folder or the hub."""
+    from mars2.judges.qwen_vl import QwenVlJudge
+
+    _needs_no_server("qwen_vl", server)
+    return QwenVlJudge.load(source, dtype=dtype, device=device, layout=layout)
+
+
+def load_openai(
+    source: str, *, dtype: str | None, device: str, layout: str, server: ServerSettings
+) -> Judge:
+    """A model behind an OpenAI-compatible server (vLLM, SGLang, transformers serve, hosted)."""
+    from mars2.judges.openai_api import OpenAIJudge
+
+    if layout != "anyres" or dtype is not None:
+        raise JudgeError(
+            f"judge openai:{source} is shown images as its server does it, in the server's dtype: "
+            "leave out layout and dtype"
+        )
+    return OpenAIJudge.load(source, server)
+
+
+def load_scripted(
+    source: str, *, dtype: str | None, device: str, layout: str, server: ServerSettings
+) -> Judge:
     """Answers from a table in a JSON file: for tests and tutorials, measures nothing."""
     from mars2.judges.scripted import ScriptedJudge
 
+    _needs_no_server("scripted", server)
     return ScriptedJudge.load(Path(source))
+
+
+def _needs_no_server(name: str, server: ServerSettings) -> None:
+    if server.base_url:
+        raise JudgeError(f"judge {name} asks no server: leave out the base URL {server.base_url!r}")
 
 
 JUDGES: Registry[JudgeLoader] = Registry("judge")
 JUDGES.register("llava_onevision", load_llava_onevision)
+JUDGES.register("qwen_vl", load_qwen_vl)
+JUDGES.register("openai", load_openai)
 JUDGES.register("scripted", load_scripted)
+
+UNCACHED = ("scripted",)
+"""Judges that answer faster than their answers can be looked up."""
 
 
 def load_judge(
-    spec: str, *, dtype: str | None = None, device: str = "auto", layout: str = "anyres"
+    spec: str,
+    *,
+    dtype: str | None = None,
+    device: str = "auto",
+    layout: str = "anyres",
+    server: ServerSettings | None = None,
+    cache: bool = False,
 ) -> Judge:
     """Return the judge that a text names.
 
@@ -133,10 +210,13 @@ def load_judge(
         dtype: float32, float16 or bfloat16; None: float16 on a GPU, as published, else float32.
         device: As torch names it; "auto": a GPU if there is one.
         layout: How the judge sees two images: "anyres" (the protocol) or "pad".
+        server: How to ask a judge that is behind a server.
+        cache: Whether answers are kept in the user's cache and not asked for again; those of a
+            judge in `UNCACHED` never are.
 
     Raises:
         PluginError: There is no such judge.
-        JudgeError: It cannot be loaded.
+        JudgeError: It cannot be loaded, or the cache not be used.
     """
     name, colon, source = spec.partition(":")
     if not colon or not source:
@@ -144,7 +224,21 @@ def load_judge(
             f"judge {spec!r} names no model: write NAME:MODEL, such as "
             "llava_onevision:lmms-lab/llava-critic-7b or llava_onevision:FOLDER"
         )
-    return JUDGES.get(name)(source, dtype=dtype, device=device, layout=layout)
+    load = partial(
+        JUDGES.get(name),
+        source,
+        dtype=dtype,
+        device=device,
+        layout=layout,
+        server=server or ServerSettings(),
+    )
+    if not cache or name in UNCACHED:
+        return load()
+    from mars2.judges.cached import AnswerCache, CachedJudge
+
+    answers = AnswerCache()
+    answers.check()  # before minutes of loading
+    return CachedJudge(load(), answers)
 
 
 def leading_yes_no(text: str) -> bool | None:
@@ -166,3 +260,11 @@ def leading_score(text: str) -> float | None:
     match = re.match(r"\W*(?:score\W*)?(\d+(?:\.\d+)?)", text, flags=re.IGNORECASE)
     value = None if match is None else float(match[1])
     return value if value is not None and value <= 100 else None
+
+
+def read_answer(text: str, form: Form) -> bool | None:
+    """Return what an answer in words says: its leading yes or no, or its leading score."""
+    if form != "score":
+        return leading_yes_no(text)
+    score = leading_score(text)
+    return None if score is None else score >= SAME_FROM

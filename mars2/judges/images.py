@@ -1,11 +1,25 @@
 """What happens to an image before a model sees it, and how images are told apart."""
 
 import hashlib
+from functools import cache
+from importlib.metadata import version
 
 from PIL import Image, ImageOps
 
 LONG_SIDE = 512
 """Pixels: the published protocol shrinks larger images to this."""
+
+
+PREPARATION = 1
+"""Counts the versions of `prepare`: another one may give other pixels."""
+
+
+@cache
+def preprocessor() -> str:
+    """Return the versions of all that turns an image into what a model sees."""
+    return (
+        f"prepare {PREPARATION}, pillow {version('pillow')}, transformers {version('transformers')}"
+    )
 
 
 def prepare(image: Image.Image) -> Image.Image:

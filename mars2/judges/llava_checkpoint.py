@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from transformers import (
     LlavaOnevisionConfig,
@@ -27,6 +27,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 
 from mars2.judges.errors import JudgeError
 from mars2.judges.sources import read_config
+from mars2.judges.weights import StoredWeight, load_strictly, refuse_keys, stored_weights
 
 TRANSFORMERS = "LlavaOnevisionForConditionalGeneration"
 LLAVA_NEXT = "LlavaQwenForCausalLM"
@@ -38,6 +39,15 @@ KEY_MAPPING: Mapping[str, str] = {
     r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
 }
 """LLaVA-NeXT's keys -> transformers'; `model.image_newline` and `lm_head.weight` are the same."""
+
+SAVED_MAPPING: Mapping[str, str] = {
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^language_model\.model\.": "model.language_model.",
+    r"^(model\.)?vision_tower\.(vision_model\.)?": "model.vision_tower.",
+    r"^multi_modal_projector\.": "model.multi_modal_projector.",
+    r"^image_newline$": "model.image_newline",
+}
+"""Keys that transformers saves, and has saved in older versions -> those of its class."""
 
 _VISION_TOWERS: Mapping[str, Mapping[str, int]] = {
     "google/siglip-so400m-patch14-384": {
@@ -99,8 +109,23 @@ class Checkpoint:
     tokenizer: Tokenizer
 
 
-def load_checkpoint(folder: Path, dtype: torch.dtype) -> Checkpoint:
-    """Return the model in a folder of either layout, on the CPU, for inference.
+@dataclass(frozen=True)
+class Described:
+    """What a folder holds, told without loading it.
+
+    Attributes:
+        architecture: As its config.json names it: `TRANSFORMERS` or `LLAVA_NEXT`.
+        config: In transformers' form.
+        key_mapping: Patterns of its keys -> those of transformers' class.
+    """
+
+    architecture: str
+    config: LlavaOnevisionConfig
+    key_mapping: Mapping[str, str]
+
+
+def describe(folder: Path) -> Described:
+    """Return what a folder of either layout holds.
 
     Raises:
         JudgeError: It is another architecture, or its files are missing or do not fit together.
@@ -108,20 +133,77 @@ def load_checkpoint(folder: Path, dtype: torch.dtype) -> Checkpoint:
     config = read_config(folder)
     architectures = config.get("architectures") or []
     if TRANSFORMERS in architectures:
-        model = _load_weights(folder, dtype, config=None, key_mapping=None)
-        image_processor = _image_processor(folder)
+        try:
+            own = LlavaOnevisionConfig.from_dict(config)
+        except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+            raise JudgeError(f"{folder / 'config.json'} cannot be understood: {error}") from error
+        return Described(TRANSFORMERS, own, SAVED_MAPPING)
+    if LLAVA_NEXT in architectures:
+        return Described(LLAVA_NEXT, llava_next_config(folder, config), KEY_MAPPING)
+    raise JudgeError(
+        f"{folder} holds {', '.join(map(str, architectures)) or 'no named architecture'}, "
+        f"another model than this judge computes: it reads {TRANSFORMERS} (transformers' "
+        f"layout) and {LLAVA_NEXT} (LLaVA-NeXT's)"
+    )
+
+
+def load_checkpoint(folder: Path, dtype: torch.dtype) -> Checkpoint:
+    """Return the model in a folder of either layout, on the CPU, for inference.
+
+    Raises:
+        JudgeError: It is another architecture, or its files are missing or do not fit together.
+    """
+    described = describe(folder)
+    if described.architecture == TRANSFORMERS:
+        model = load_strictly(LlavaOnevisionForConditionalGeneration, folder, dtype)
+        image_processor = own_image_processor(folder)
         _check_processor(image_processor, model.config, folder)
-    elif LLAVA_NEXT in architectures:
-        own = llava_next_config(folder, config)
-        model = _load_weights(folder, dtype, config=own, key_mapping=KEY_MAPPING)
-        image_processor = LlavaOnevisionImageProcessorPil(**_siglip_processing(own))
     else:
-        raise JudgeError(
-            f"{folder} holds {', '.join(map(str, architectures)) or 'no named architecture'}, "
-            f"another model than this judge computes: it reads {TRANSFORMERS} (transformers' "
-            f"layout) and {LLAVA_NEXT} (LLaVA-NeXT's)"
+        model = load_strictly(
+            LlavaOnevisionForConditionalGeneration,
+            folder,
+            dtype,
+            config=described.config,
+            key_mapping=described.key_mapping,
         )
+        image_processor = siglip_image_processor(described.config)
     return Checkpoint(model.eval().requires_grad_(False), image_processor, load_tokenizer(folder))
+
+
+def placed_keys(
+    folder: Path, described: Described, weights: Mapping[str, StoredWeight]
+) -> dict[str, str]:
+    """Return the key in transformers' class of each key in a folder's files; no weight is read.
+
+    Raises:
+        JudgeError: A key has no place in the model, a place has no key, or a shape differs.
+    """
+    architecture: Any = LlavaOnevisionForConditionalGeneration
+    with torch.device("meta"):
+        model = architecture(described.config)
+    places = {key: tuple(weight.shape) for key, weight in model.state_dict().items()}
+    placed = {key: renamed(key, described.key_mapping) for key in weights}
+    missing = places.keys() - placed.values()
+    if described.config.tie_word_embeddings:
+        missing -= {"lm_head.weight"}
+    unexpected = [key for key, place in placed.items() if place not in places]
+    refuse_keys(folder, missing=missing, unexpected=unexpected)
+    for key, place in placed.items():
+        if weights[key].shape != places[place]:
+            raise JudgeError(
+                f"{weights[key].file}: {key} has shape {weights[key].shape}; the config asks for "
+                f"{places[place]}"
+            )
+    return placed
+
+
+def renamed(key: str, mapping: Mapping[str, str]) -> str:
+    """Return what the first pattern that a key has makes of it."""
+    for pattern, replacement in mapping.items():
+        key, found = re.subn(pattern, replacement, key)
+        if found:
+            break
+    return key
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -194,44 +276,7 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         JudgeError: There are no such files, or they cannot be read.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
-        except (OSError, SafetensorError) as error:
-            raise JudgeError(f"{path} cannot be read: {error}") from error
-    if not shapes:
-        raise JudgeError(f"{folder} has no weights in safetensors files")
-    return shapes
-
-
-def _load_weights(
-    folder: Path,
-    dtype: torch.dtype,
-    *,
-    config: LlavaOnevisionConfig | None,
-    key_mapping: Mapping[str, str] | None,
-) -> Any:
-    architecture: Any = LlavaOnevisionForConditionalGeneration
-    try:
-        model, info = architecture.from_pretrained(
-            folder,
-            config=config,
-            key_mapping=None if key_mapping is None else dict(key_mapping),
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise JudgeError(f"the model in {folder} cannot be loaded: {error}") from error
-    unexpected = [key for key in info["unexpected_keys"] if not key.endswith("inv_freq")]
-    for kind, keys in (("lack", info["missing_keys"]), ("have unknown", unexpected)):
-        if keys:
-            some = ", ".join(sorted(keys)[:3])
-            raise JudgeError(f"the weights in {folder} {kind} {len(keys)} keys, such as {some}")
-    return model
+    return {key: weight.shape for key, weight in stored_weights(folder).items()}
 
 
 def _vision_config(
@@ -283,18 +328,18 @@ def _pinpoints(value: object, tile: int, where: Path) -> list[list[int]]:
     return [[int(height), int(width)] for width, height in value]
 
 
-def _siglip_processing(config: Any) -> dict[str, Any]:
-    """Return the image processor's settings; LLaVA-NeXT has them in its code: mean and std 0.5."""
+def siglip_image_processor(config: Any) -> Any:
+    """Return the Pil image processor with LLaVA-NeXT's settings, which lie in its code."""
     side = config.vision_config.image_size
-    return {
-        "size": {"height": side, "width": side},
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "image_grid_pinpoints": config.image_grid_pinpoints,
-    }
+    return LlavaOnevisionImageProcessorPil(
+        size={"height": side, "width": side},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+        image_grid_pinpoints=config.image_grid_pinpoints,
+    )
 
 
-def _image_processor(folder: Path) -> Any:
+def own_image_processor(folder: Path) -> Any:
     """Return the Pil image processor, which equals LLaVA-NeXT's pixels; torchvision's is not it."""
     if (folder / "preprocessor_config.json").is_file():
         settings = read_config(folder, "preprocessor_config.json")

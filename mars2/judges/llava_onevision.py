@@ -7,10 +7,11 @@ compared with one reference) are computed once and reused.
 """
 
 import copy
-import math
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
@@ -18,28 +19,21 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from mars2.judges import SAME_FROM, JudgeError, Question, Verdict, leading_score, leading_yes_no
+from mars2.judges import JudgeError, Question, Verdict
+from mars2.judges.answers import read_verdict, token_id, word_ids
 from mars2.judges.images import image_digest, prepare
-from mars2.judges.llava_checkpoint import Checkpoint, load_checkpoint
-from mars2.judges.prompts import IMAGE_MARK, Form
+from mars2.judges.llava_checkpoint import Checkpoint, describe, load_checkpoint
+from mars2.judges.prompts import IMAGE_MARK, NEW_TOKENS, NO_WORDS, YES_WORDS, Form
 from mars2.judges.recent import Recent
-from mars2.judges.sources import find_model
+from mars2.judges.room import halving, memory_need, require_room
+from mars2.judges.sources import ModelSource, find_model
+from mars2.judges.weights import DTYPES, count_parameters, resolve, stored_weights
 
 PUBLISHED = "lmms-lab/llava-critic-7b"
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 
 Layout = Literal["anyres", "pad"]
 """How two images are shown: each as tiles of its own size, the published protocol's way; or each as
 one padded square, which is what the model saw in training when there were several images."""
-
-YES_WORDS = ("Yes", "yes", "YES")
-NO_WORDS = ("No", "no", "NO")
-NEW_TOKENS: Mapping[Form, int] = {"short": 16, "explained": 256, "score": 16}
-"""Most tokens generated, where text is."""
 
 IMAGES_AT_ONCE = 8
 """Images that go through the vision tower together."""
@@ -57,37 +51,22 @@ def chat_string(question: str) -> str:
     )
 
 
-@dataclass(frozen=True)
-class FirstToken:
-    """What the logits of the first token of an answer say.
-
-    Attributes:
-        answer: True or False if the most likely token is a yes or a no, else None.
-        p_yes: Probability of all yes tokens, against that of all yes and no tokens; ``[0, 1]``.
-        margin: Logit of the best yes less that of the best no.
-    """
-
-    answer: bool | None
-    p_yes: float
-    margin: float
-
-
-def read_first_token(logits: Tensor, yes: Sequence[int], no: Sequence[int]) -> FirstToken:
-    """Return what logits (vocabulary,) say, given the ids of the yes and of the no tokens."""
-    logits = logits.float()
-    best = int(logits.argmax())
-    yes_logits, no_logits = logits[list(yes)], logits[list(no)]
-    return FirstToken(
-        answer=True if best in yes else False if best in no else None,
-        p_yes=float(torch.sigmoid(yes_logits.logsumexp(0) - no_logits.logsumexp(0))),
-        margin=float(yes_logits.max() - no_logits.max()),
-    )
+def is_published(found: ModelSource, layout: str, dtype: str) -> bool:
+    """Return whether a model is the published judge and asked in the published setting."""
+    return (found.name, found.from_hub, layout, dtype) == (PUBLISHED, True, "anyres", "float16")
 
 
 @dataclass(frozen=True)
 class _Prefix:
     cache: DynamicCache
     positions: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    number: int
+    ending: Tensor  # (positions, hidden): the test image and what follows
+    form: Form
 
 
 class LlavaOnevisionJudge:
@@ -120,10 +99,11 @@ class LlavaOnevisionJudge:
         self.id = f"{name} {layout} {str(self.model.dtype).removeprefix('torch.')}"
         self._images = checkpoint.image_processor
         self._tokenizer = checkpoint.tokenizer
-        self._stop = self._token("<|im_end|>")
-        self._token("<|im_start|>")
-        self._yes = self._words(YES_WORDS)
-        self._no = self._words(NO_WORDS)
+        self._stop = token_id(self._tokenizer, "<|im_end|>", self.id)
+        token_id(self._tokenizer, "<|im_start|>", self.id)
+        self._yes = word_ids(self._tokenizer, YES_WORDS, self.id)
+        self._no = word_ids(self._tokenizer, NO_WORDS, self.id)
+        self._cache_argument = _cache_argument(self.model)
         self._batch_positions = batch_positions
         self._features: Recent[Tensor] = Recent(kept_positions, len)
         self._prefixes: Recent[_Prefix] = Recent(kept_positions, lambda kept: kept.positions)
@@ -136,7 +116,7 @@ class LlavaOnevisionJudge:
 
         Args:
             source: Folder in transformers' or LLaVA-NeXT's layout, hub id, or hub id@revision.
-            dtype: Name in `DTYPES`; None: float16 on a GPU, as published, else float32.
+            dtype: float32, float16 or bfloat16; None: float16 on a GPU, as published, else float32.
             device: As torch names it; "auto": a GPU if there is one.
             layout: "anyres" or "pad".
 
@@ -145,20 +125,21 @@ class LlavaOnevisionJudge:
         """
         if layout not in get_args(Layout):
             raise JudgeError(f"layout is {layout!r}; give one of {', '.join(get_args(Layout))}")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype is None:
-            dtype = "float32" if device == "cpu" else "float16"
-        if dtype not in DTYPES:
-            raise JudgeError(f"dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
+        dtype, device = resolve(dtype, device)
         found = find_model(source)
+        parameters = count_parameters(stored_weights(found.folder))
+        require_room(
+            memory_need(describe(found.folder).config, parameters, DTYPES[dtype]),
+            name=found.id,
+            dtype=dtype,
+            device=device,
+        )
         return cls(
             load_checkpoint(found.folder, DTYPES[dtype]),
             name=found.id,
             layout="pad" if layout == "pad" else "anyres",
             device=device,
-            published=(found.name, found.from_hub, layout, dtype)
-            == (PUBLISHED, True, "anyres", "float16"),
+            published=is_published(found, layout, dtype),
         )
 
     def ask(self, questions: Sequence[Question]) -> list[Verdict]:
@@ -179,15 +160,16 @@ class LlavaOnevisionJudge:
                 before, between, after = chat_string(text).split(IMAGE_MARK)
                 prefix = self._read_prefix(before, reference, features[reference], between)
                 ending = self._embed(after)
-                for batch in self._batches(
-                    {
-                        number: torch.cat([features[digests[id(questions[number].test)]], ending])
-                        for number in numbers
-                    },
-                    prefix,
-                ):
-                    forms = {number: questions[number].template.form for number in batch}
-                    verdicts |= self._answer(batch, prefix, forms)
+                endings = {
+                    number: torch.cat([features[digests[id(questions[number].test)]], ending])
+                    for number in numbers
+                }
+                for batch in self._batches(endings, prefix):
+                    rows = [
+                        _Row(number, row, questions[number].template.form)
+                        for number, row in batch.items()
+                    ]
+                    verdicts |= self._answer_in_room(rows, prefix)
         return [verdicts[number] for number in range(len(questions))]
 
     def _see(self, images: Mapping[str, Image.Image]) -> dict[str, Tensor]:
@@ -197,7 +179,7 @@ class LlavaOnevisionJudge:
         features = {digest: kept for digest, kept in known.items() if kept is not None}
         for start in range(0, len(new), IMAGES_AT_ONCE):
             part = new[start : start + IMAGES_AT_ONCE]
-            encoded = self._encode([prepare(images[digest]) for digest in part])
+            encoded = halving(self._encode, [prepare(images[digest]) for digest in part])
             for digest, feature in zip(part, encoded, strict=True):
                 features[digest] = feature
                 self._features.put(digest, feature)
@@ -233,7 +215,8 @@ class LlavaOnevisionJudge:
         if prefix is None:
             embeddings = torch.cat([self._embed(before), features, self._embed(between)])
             cache = DynamicCache(config=self.model.config.text_config)
-            self.model.model(inputs_embeds=embeddings[None], past_key_values=cache)
+            read = partial(self.model.model, **{self._cache_argument: cache})
+            halving(lambda rows: [read(inputs_embeds=torch.stack(rows))], [embeddings])
             prefix = _Prefix(cache, len(embeddings))
             self._prefixes.put(key, prefix)
         return prefix
@@ -252,22 +235,34 @@ class LlavaOnevisionJudge:
             batch[number] = ending
         yield batch
 
-    def _answer(
-        self, endings: Mapping[int, Tensor], prefix: _Prefix, forms: Mapping[int, Form]
-    ) -> dict[int, Verdict]:
-        logits = self._first_logits(list(endings.values()), prefix)
-        verdicts = {}
-        for (number, ending), row in zip(endings.items(), logits, strict=True):
-            first = read_first_token(row, self._yes, self._no)
-            form = forms[number]
-            if not math.isfinite(first.p_yes):
-                verdicts[number] = Verdict(None, None, None, "(the logits are not finite)")
-            elif form == "short" and first.answer is not None:
-                raw = self._tokenizer.decode([int(row.argmax())], skip_special_tokens=False)
-                verdicts[number] = Verdict(first.answer, first.p_yes, first.margin, raw)
-            else:
-                verdicts[number] = _read_text(self._generate(ending, prefix, form), first, form)
-        return verdicts
+    def _answer_in_room(self, rows: list[_Row], prefix: _Prefix) -> dict[int, Verdict]:
+        """Return verdicts by question; batches that memory does not hold are halved, and stay so.
+
+        Raises:
+            JudgeError: It does not hold a single question.
+        """
+
+        def shrink(count: int) -> None:
+            longest = max(len(row.ending) for row in rows)
+            self._batch_positions = count // 2 * (prefix.positions + longest)
+
+        verdicts = halving(lambda part: self._answer(part, prefix), rows, failed=shrink)
+        return dict(zip([row.number for row in rows], verdicts, strict=True))
+
+    def _answer(self, rows: Sequence[_Row], prefix: _Prefix) -> list[Verdict]:
+        logits = self._first_logits([row.ending for row in rows], prefix)
+        return [
+            read_verdict(
+                of_row,
+                row.form,
+                yes=self._yes,
+                no=self._no,
+                tokenizer=self._tokenizer,
+                dtype=self.model.dtype,
+                generate=partial(self._generate, row.ending, prefix, row.form),
+            )
+            for row, of_row in zip(rows, logits, strict=True)
+        ]
 
     def _first_logits(self, endings: Sequence[Tensor], prefix: _Prefix) -> Tensor:
         """Return the logits (rows, vocabulary) of the first token of each answer.
@@ -277,7 +272,8 @@ class LlavaOnevisionJudge:
         cache = copy.deepcopy(prefix.cache)
         cache.batch_repeat_interleave(len(endings))
         hidden = self.model.model(
-            inputs_embeds=pad_sequence(list(endings), batch_first=True), past_key_values=cache
+            inputs_embeds=pad_sequence(list(endings), batch_first=True),
+            **{self._cache_argument: cache},
         ).last_hidden_state  # (rows, longest, hidden)
         rows = torch.arange(len(endings))
         last = torch.tensor([len(ending) - 1 for ending in endings])
@@ -291,7 +287,7 @@ class LlavaOnevisionJudge:
         inputs = ending[None]
         while len(ids) < NEW_TOKENS[form]:
             logits = self.model(
-                inputs_embeds=inputs, past_key_values=cache, logits_to_keep=1
+                inputs_embeds=inputs, logits_to_keep=1, **{self._cache_argument: cache}
             ).logits
             best = int(logits[0, -1].argmax())
             if best == self._stop:
@@ -302,33 +298,7 @@ class LlavaOnevisionJudge:
             )
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
-    def _token(self, text: str) -> int:
-        token: int | None = self._tokenizer.token_to_id(text)
-        if token is None:
-            raise JudgeError(
-                f"the tokenizer of {self.id} has no token {text}, which the prompt needs"
-            )
-        return token
 
-    def _words(self, words: Sequence[str]) -> tuple[int, ...]:
-        """Return the ids of those words, with or without a space before, that are one token."""
-        encoded = [
-            self._tokenizer.encode(space + word, add_special_tokens=False).ids
-            for word in words
-            for space in ("", " ")
-        ]
-        tokens = tuple(dict.fromkeys(ids[0] for ids in encoded if len(ids) == 1))
-        if not tokens:
-            raise JudgeError(f"the tokenizer of {self.id} has no single token for {words[0]!r}")
-        return tokens
-
-
-def _read_text(text: str, first: FirstToken, form: Form) -> Verdict:
-    """Return the verdict of an answer in words: its leading yes or no, or its leading score."""
-    if form == "score":
-        score = leading_score(text)
-        return Verdict(None if score is None else score >= SAME_FROM, None, None, text)
-    answer = leading_yes_no(text)
-    if answer is None or first.answer is None:
-        return Verdict(answer, None, None, text)
-    return Verdict(answer, first.p_yes, first.margin, text)
+def _cache_argument(model: Any) -> str:
+    """Return what a model calls its cache of keys and values: renamed in transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

@@ -20,6 +20,12 @@ Form = Literal["short", "explained", "score"]
 IMAGE_MARK = "<image>"
 STYLE_MARK = "{style}"
 
+YES_WORDS = ("Yes", "yes", "YES")
+NO_WORDS = ("No", "no", "NO")
+"""First tokens that answer a question, with or without a space before."""
+NEW_TOKENS: Mapping[Form, int] = {"short": 16, "explained": 256, "score": 16}
+"""Most tokens generated, where text is."""
+
 
 @dataclass(frozen=True)
 class Template:

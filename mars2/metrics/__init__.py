@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from PIL.Image import Image
 
 from baselines.registry import Registry
-from mars2.judges import Judge, load_judge
+from mars2.judges import Judge, ServerSettings, load_judge
 from mars2.judges.prompts import TEMPLATES, load_templates
 from mars2.store import Sample
 
@@ -54,11 +54,20 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Score:
-    """One number for one image; None: unscored, which is counted and never averaged."""
+    """One number for one image.
+
+    Attributes:
+        metric: Name of the score.
+        value: None: unscored, which is counted and never averaged.
+        detail: What the score came from.
+        failed: Why something it needs could not be had this time, or ""; such a score is computed
+            again by the next scoring.
+    """
 
     metric: str
     value: float | None
     detail: Mapping[str, Any] = field(default_factory=dict)
+    failed: str = ""
 
 
 class Metric(Protocol):
@@ -98,6 +107,8 @@ class MetricSettings:
         clip: open_clip model: ``ARCHITECTURE:PRETRAINED`` or ``local-dir:FOLDER``.
         dino: ViT in transformers' layout: folder or hub id.
         device: As torch names it; "auto": a GPU if there is one.
+        server: How to ask a judge that is behind a server.
+        cache: Whether a judge loaded by name keeps its answers between runs.
     """
 
     judge: str | Judge = "llava_onevision:lmms-lab/llava-critic-7b"
@@ -107,6 +118,8 @@ class MetricSettings:
     clip: str = "ViT-B-32-quickgelu:openai"
     dino: str = "facebook/dino-vits16"
     device: str = "auto"
+    server: ServerSettings = field(default_factory=ServerSettings)
+    cache: bool = True
 
 
 MetricLoader = Callable[[MetricSettings], Metric]
@@ -119,7 +132,12 @@ def load_mars2(settings: MetricSettings) -> Metric:
     judge = settings.judge
     if isinstance(judge, str):
         judge = load_judge(
-            judge, dtype=settings.dtype, device=settings.device, layout=settings.layout
+            judge,
+            dtype=settings.dtype,
+            device=settings.device,
+            layout=settings.layout,
+            server=settings.server,
+            cache=settings.cache,
         )
     templates = TEMPLATES if settings.prompts is None else load_templates(settings.prompts)
     return Mars2Metric(judge, templates)

@@ -104,22 +104,30 @@ class Mars2Metric:
 def _scores(verdicts: Sequence[tuple[Aspect, Verdict]]) -> list[Score]:
     values: dict[Aspect, float | None] = {}
     details: dict[Aspect, dict[str, Any]] = {}
+    failed: dict[Aspect, str] = {}
     for aspect in ("subject", "style"):
         own = [verdict for asked, verdict in verdicts if asked == aspect]
         answers = [verdict.answer for verdict in own]
         scored = [answer for answer in answers if answer is not None]
         values[aspect] = majority(answers)
+        failed[aspect] = next((verdict.raw for verdict in own if verdict.failed), "")
         details[aspect] = {
             "references": len(own),
             "answers": answers,
             "p_yes": [verdict.p_yes for verdict in own],
             "margins": [verdict.margin for verdict in own],
+            "close": [verdict.close for verdict in own],
             "raw": [verdict.raw for verdict in own],
             "yes_share": sum(scored) / len(scored) if scored else None,
         }
     joint: dict[str, Any] = dict(values.items())
     return [
-        Score("mars2", both(values["subject"], values["style"]), joint),
-        Score("mars2_subject", values["subject"], details["subject"]),
-        Score("mars2_style", values["style"], details["style"]),
+        Score(
+            "mars2",
+            both(values["subject"], values["style"]),
+            joint,
+            failed["subject"] or failed["style"],
+        ),
+        Score("mars2_subject", values["subject"], details["subject"], failed["subject"]),
+        Score("mars2_style", values["style"], details["style"], failed["style"]),
     ]

@@ -11,7 +11,7 @@ from mars2.report.grid import choose, write_grid
 from mars2.report.html import write_html
 from mars2.report.scores import write_scores
 from mars2.report.summary import MethodSummary, ScoreSummary, Source, Summary, summarise
-from mars2.report.terminal import terminal_table
+from mars2.report.terminal import print_table, terminal_table
 from mars2.store import RunStore
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "ScoreSummary",
     "Source",
     "Summary",
+    "print_table",
     "summarise",
     "terminal_table",
     "write_report",

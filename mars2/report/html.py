@@ -18,6 +18,7 @@ from mars2.report.summary import MARS2, Summary
 from mars2.report.tables import (
     cell,
     concept_table,
+    corrected_table,
     cost_table,
     mars2_table,
     similarity_table,
@@ -62,7 +63,12 @@ def write_html(
         summary=summary,
         size=size(summary),
         findings=findings(summary),
-        headlines=[mars2_table(summary, judge) for judge in summary.judges],
+        headlines=[
+            table
+            for judge in summary.judges
+            for table in (mars2_table(summary, judge), corrected_table(summary, judge))
+            if table is not None
+        ],
         similarity=similarity_table(summary),
         intervals=interval_plot(summary, mars2 or summary.sources[:3]) if summary.sources else None,
         trade_off=(
@@ -148,6 +154,11 @@ def limits(summary: Summary) -> list[str]:
         lines.append(
             "A judge errs, and the intervals know nothing of its errors. Its style question names "
             "the style, so an image that only follows the prompt may pass: see the controls."
+        )
+    if summary.controls:
+        lines.append(
+            "Corrected shares know of its errors on reference images. On generated ones, which are "
+            "neither quite the subject nor quite another, it may err more often."
         )
     pairs = len(summary.cases)
     if pairs < FEW_PAIRS:

@@ -18,7 +18,9 @@ def write_scores(summary: Summary, path: Path) -> None:
 
 
 def _scores(summary: Summary) -> dict[str, Any]:
+    corrected = {} if not summary.controls else _corrected(summary)
     return {
+        **corrected,
         "schema": SCHEMA,
         "suite": summary.suite,
         "suite_revision": summary.suite_revision,
@@ -58,6 +60,34 @@ def _scores(summary: Summary) -> dict[str, Any]:
             }
             for method in summary.methods
             for source, score in method.scores.items()
+        ],
+    }
+
+
+def _corrected(summary: Summary) -> dict[str, Any]:
+    """Return what the judges answered to known questions, and the shares corrected by it."""
+    return {
+        "controls": [
+            {
+                "judge": judge,
+                "suite": controls.suite,
+                "suite_revision": controls.suite_revision,
+                "sensitivity": {a: vars(controls.sensitivity(a)) for a in controls.tallies},
+                "specificity": {a: vars(controls.specificity(a)) for a in controls.tallies},
+            }
+            for judge, controls in summary.controls.items()
+        ],
+        "corrected": [
+            {
+                "method": method.label,
+                "judge": judge,
+                "share": name,
+                "raw": vars(share.raw),
+                "corrected": vars(share.corrected),
+            }
+            for method in summary.methods
+            for judge, shares in method.corrected.items()
+            for name, share in shares.items()
         ],
     }
 

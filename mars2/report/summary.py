@@ -1,9 +1,10 @@
 """Reduces the records of a store to means with intervals: what tables and plots are made from."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from mars2.job import CONTROLS, RunSpec
+from mars2.controls import Aspect, Controls, CorrectedShare, correct
+from mars2.job import CONTROLS, RunError, RunSpec
 from mars2.report.verdicts import is_published, verdicts
 from mars2.stats import Estimate, cluster_mean, paired_difference
 from mars2.store import Cost, Record, RunStore, Sample
@@ -16,6 +17,12 @@ BY_REFERENCE: Mapping[str, str] = {
     "mars2_style": "mars2_style_yes",
 }
 """Name of the share of an image's references that say yes, by the score whose detail holds it."""
+CORRECTED: Mapping[str, tuple[Aspect, ...]] = {
+    "subject": ("subject",),
+    "style": ("style",),
+    "both": ("subject", "style"),
+}
+"""What is corrected for a judge's errors, and the questions that it comes of."""
 HEADINGS: Mapping[str, str] = {
     "mars2": "MARS2",
     "mars2_subject": "subject",
@@ -95,7 +102,18 @@ class CostSummary:
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """All numbers of one method; `missing` images are expected, but not there."""
+    """All numbers of one method.
+
+    Attributes:
+        label: Its name.
+        control: Whether it is no merge, but there to compare with.
+        images: Number of images.
+        missing: Number of images that are expected, but not there.
+        scores: By column.
+        cost: What it took, if that is known.
+        corrected: Judge -> name in `CORRECTED` -> share of yes, raw and corrected for its errors;
+            of judges whose errors are known.
+    """
 
     label: str
     control: bool
@@ -103,6 +121,7 @@ class MethodSummary:
     missing: int
     scores: Mapping[Source, ScoreSummary]
     cost: CostSummary | None
+    corrected: Mapping[str, Mapping[str, CorrectedShare]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,6 +141,8 @@ class Summary:
         reference: Label of the method that the others are compared with: of those that are no
             control the one with the highest value in the first of `sources`; None: no score.
         references: Concept id -> number of reference images the judge was shown.
+        close: Judge -> number of its answers that half precision alone may have decided.
+        controls: Judge -> what it answered to known questions, where that is known.
     """
 
     suite: str
@@ -135,6 +156,8 @@ class Summary:
     methods: tuple[MethodSummary, ...]
     reference: str | None
     references: Mapping[str, int]
+    close: Mapping[str, int]
+    controls: Mapping[str, Controls] = field(default_factory=dict)
 
     @property
     def judges(self) -> tuple[str, ...]:
@@ -168,18 +191,28 @@ class Summary:
         return names
 
 
-def summarise(store: RunStore) -> Summary:
-    """Return what the records of a store come to; needs no model and no image to be opened."""
+def summarise(store: RunStore, controls: Sequence[Controls] = ()) -> Summary:
+    """Return what the records of a store come to; needs no model and no image to be opened.
+
+    Args:
+        store: A run, or the results of a scored folder of images.
+        controls: What its judges answered to known questions.
+
+    Raises:
+        RunError: Controls are of a judge that gave no score.
+    """
     samples = store.samples()
     there = [sample for sample in samples if sample.path.is_file()]
     records = store.records()
     values = _values(records)
     sources = _sources(values, samples)
     spec = store.spec
-    controls = _controls(spec) if isinstance(spec, RunSpec) else ()
-    labels = sorted(spec.labels, key=lambda label: label in controls)
-    reference = _best(labels, controls, sources, values, there)
+    unmerged = _unmerged(spec) if isinstance(spec, RunSpec) else ()
+    labels = sorted(spec.labels, key=lambda label: label in unmerged)
+    reference = _best(labels, unmerged, sources, values, there)
     costs = store.costs()
+    known = _known_errors(controls, sources)
+    shares = _yes_shares(records)
     return Summary(
         suite=spec.suite,
         suite_revision=spec.suite_revision,
@@ -192,7 +225,7 @@ def summarise(store: RunStore) -> Summary:
         methods=tuple(
             MethodSummary(
                 label=label,
-                control=label in controls,
+                control=label in unmerged,
                 images=sum(sample.method == label for sample in there),
                 missing=sum(sample.method == label for sample in samples)
                 - sum(sample.method == label for sample in there),
@@ -202,11 +235,17 @@ def summarise(store: RunStore) -> Summary:
                     if (score := _score(label, reference, source, values[source], there))
                 },
                 cost=_cost([cost for cost in costs if cost.method == label]),
+                corrected={
+                    judge: _corrected(label, errors, shares[judge], there)
+                    for judge, errors in known.items()
+                },
             )
             for label in labels
         ),
         reference=reference,
         references=_references(records, samples),
+        close=_close(records, there),
+        controls=known,
     )
 
 
@@ -216,13 +255,63 @@ _Values = Mapping[Source, Mapping[_Key, float | None]]
 
 def _values(records: Iterable[Record]) -> _Values:
     values: dict[Source, dict[_Key, float | None]] = {}
+    by_reference: dict[Source, dict[_Key, float | None]] = {}
+    several = set()  # where some image has several references; else the share is the score itself
     for record in records:
         key = (record.method, record.case, record.seed)
         values.setdefault(Source(record.metric, record.judge), {})[key] = record.value
-        if record.metric in BY_REFERENCE and len(record.detail.get("answers", ())) > 1:
+        if record.metric in BY_REFERENCE:
             source = Source(BY_REFERENCE[record.metric], record.judge)
-            values.setdefault(source, {})[key] = record.detail.get("yes_share")
-    return values
+            by_reference.setdefault(source, {})[key] = record.detail.get("yes_share")
+            if len(record.detail.get("answers", ())) > 1:
+                several.add(source)
+    return values | {s: shares for s, shares in by_reference.items() if s in several}
+
+
+def _yes_shares(records: Iterable[Record]) -> dict[str, dict[Aspect, dict[_Key, float | None]]]:
+    """Return judge -> aspect -> the share of an image's references that say yes."""
+    aspects: Mapping[str, Aspect] = {"mars2_subject": "subject", "mars2_style": "style"}
+    shares: dict[str, dict[Aspect, dict[_Key, float | None]]] = {}
+    for record in records:
+        if record.metric in aspects:
+            of_judge = shares.setdefault(record.judge, {"subject": {}, "style": {}})
+            key = (record.method, record.case, record.seed)
+            of_judge[aspects[record.metric]][key] = record.detail.get("yes_share")
+    return shares
+
+
+def _known_errors(controls: Sequence[Controls], sources: Sequence[Source]) -> dict[str, Controls]:
+    judges = _unique(source.judge for source in sources if source.is_share)
+    for one in controls:
+        if one.judge not in judges:
+            raise RunError(
+                f"the controls are of judge {one.judge!r}, which scored none of these images; "
+                f"scored by: {', '.join(map(repr, judges)) or 'none'}"
+            )
+    return {one.judge: one for one in controls}
+
+
+def _corrected(
+    label: str,
+    controls: Controls,
+    shares: Mapping[Aspect, Mapping[_Key, float | None]],
+    samples: Sequence[Sample],
+) -> dict[str, CorrectedShare]:
+    corrected = {}
+    for name, aspects in CORRECTED.items():
+        asked = [
+            sample
+            for sample in samples
+            if sample.method == label
+            and all((label, sample.case, sample.seed) in shares[aspect] for aspect in aspects)
+        ]
+        corrected[name] = correct(
+            [[shares[aspect][label, s.case, s.seed] for aspect in aspects] for s in asked],
+            [sample.case for sample in asked],
+            [controls.tallies[aspect] for aspect in aspects],
+            seed=SEED,
+        )
+    return corrected
 
 
 def _sources(values: _Values, samples: Sequence[Sample]) -> tuple[Source, ...]:
@@ -244,13 +333,13 @@ def _sources(values: _Values, samples: Sequence[Sample]) -> tuple[Source, ...]:
     )
 
 
-def _controls(spec: RunSpec) -> tuple[str, ...]:
+def _unmerged(spec: RunSpec) -> tuple[str, ...]:
     return tuple(method.label for method in spec.methods if method.name in CONTROLS)
 
 
 def _best(
     labels: Sequence[str],
-    controls: Sequence[str],
+    unmerged: Sequence[str],
     sources: Sequence[Source],
     values: _Values,
     samples: Sequence[Sample],
@@ -258,7 +347,7 @@ def _best(
     if not sources:
         return None
     means = {}
-    for label in [name for name in labels if name not in controls] or labels:
+    for label in [name for name in labels if name not in unmerged] or labels:
         scored = _of(label, values[sources[0]], samples)
         mean = cluster_mean([value for _, value in scored], ["" for _ in scored]).value
         if mean is not None:
@@ -364,6 +453,21 @@ def _references(records: Iterable[Record], samples: Sequence[Sample]) -> dict[st
         counts[concept] = max(counts.get(concept, 0), len(verdicts(record)))
     order = _unique(s.subject for s in samples) + _unique(s.style for s in samples)
     return {concept: counts[concept] for concept in order if counts.get(concept)}
+
+
+def _close(records: Iterable[Record], samples: Sequence[Sample]) -> dict[str, int]:
+    """Return how many answers of each judge are close, of those that gave any."""
+    keys = {(sample.method, sample.case, sample.seed) for sample in samples}
+    numbers = {
+        (record.judge, record.metric, key): sum(record.detail.get("close", ()))
+        for record in records
+        if (key := (record.method, record.case, record.seed)) in keys
+    }
+    counts: dict[str, int] = {}
+    for (judge, *_), number in numbers.items():
+        if number:
+            counts[judge] = counts.get(judge, 0) + number
+    return counts
 
 
 def _images_per_case(samples: Sequence[Sample]) -> tuple[int, int]:

@@ -3,8 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mars2.controls import Aspect, Controls
 from mars2.report.formatting import EMPTY, count, seconds, signed, size_in_bytes, superscript, words
-from mars2.report.summary import BY_REFERENCE, MethodSummary, ScoreSummary, Source, Summary
+from mars2.report.summary import (
+    BY_REFERENCE,
+    CORRECTED,
+    MethodSummary,
+    ScoreSummary,
+    Source,
+    Summary,
+)
 from mars2.report.verdicts import PUBLISHED_JUDGE, is_published
 from mars2.stats import LEVEL, RESAMPLES, Estimate
 
@@ -89,8 +97,105 @@ def mars2_table(summary: Summary, judge: str) -> Table:
             *notes,
             interval_note(summary),
             judge_note(judge),
+            *_close_note(summary, judge),
             *_reference_note(summary),
             *_gaps(summary, sources),
+        ),
+    )
+
+
+def corrected_table(summary: Summary, judge: str) -> Table | None:
+    """Return the shares of yes, raw and corrected for the judge's errors; None if not known."""
+    controls = summary.controls.get(judge)
+    if controls is None:
+        return None
+    source = Source("mars2_subject_yes", judge)
+    columns, cells = [], {method.label: list[Cell]() for method in summary.methods}
+    for name in CORRECTED:
+        columns += [f"{name} yes", f"{name} corrected"]
+        for method in summary.methods:
+            share = method.corrected[judge][name]
+            cells[method.label] += [cell(share.raw, source), cell(share.corrected, source)]
+    return Table(
+        "Corrected for the judge's errors",
+        "method",
+        tuple(columns),
+        _method_rows(summary, cells),
+        (
+            "yes: mean share of an image's references that say yes, in %; both: that its subject's "
+            "and its style's do. corrected: the share of images that truly show it, by the judge's "
+            "errors on references (Rogan and Gladen 1978), clipped to 0 and 100; both takes the "
+            "errors of the two questions as independent.",
+            "MARS2 and its parts are majorities, and not corrected: how often answers about one "
+            "image err together is not known.",
+            *(_errors_note(controls, aspect) for aspect in controls.tallies),
+            interval_note(summary) + " corrected: over the concepts of the known questions, too.",
+        ),
+    )
+
+
+def _errors_note(controls: Controls, aspect: Aspect) -> str:
+    source = Source("mars2_subject_yes", controls.judge)
+    told = []
+    for name, estimate in (
+        ("sensitivity", controls.sensitivity(aspect)),
+        ("specificity", controls.specificity(aspect)),
+    ):
+        number = cell(estimate, source)
+        text = f"{name} {number.text} {number.interval}".strip()
+        told.append(f"{text} of {estimate.n}" if estimate.n else f"{name} not known")
+    less = "" if controls.correctable(aspect) else "; that tells nothing, so nothing is corrected"
+    return (
+        f"The judge's {aspect} question on the references of {controls.suite} "
+        f"{controls.suite_revision}: {', '.join(told)}{less}."
+    )
+
+
+def controls_table(controls: Controls) -> Table:
+    """Return how often a judge errs: a row a question and what is compared."""
+    source = Source("mars2_subject_yes", controls.judge)
+    rows = []
+    for aspect, tallies in controls.tallies.items():
+        for compared in dict.fromkeys(tally.compared for tally in tallies):
+            same = compared == "itself"
+            estimate = (
+                controls.sensitivity(aspect) if same else controls.specificity(aspect, compared)
+            )
+            number = cell(estimate, source)
+            rows.append(
+                Row(
+                    f"{aspect}, {'another image of it' if same else compared}",
+                    (
+                        Cell("yes" if same else "no"),
+                        Cell(number.text, number.interval),
+                        Cell(str(estimate.n)),
+                        Cell(str(estimate.n_unscored)),
+                        Cell(str(estimate.n_clusters)),
+                    ),
+                    aspect,
+                )
+            )
+    pooled = []
+    for aspect in controls.tallies:
+        sensitivity, specificity = controls.sensitivity(aspect), controls.specificity(aspect)
+        words_ = [cell(one, source) for one in (sensitivity, specificity)]
+        pooled.append(
+            f"{aspect}: sensitivity {words_[0].text} {words_[0].interval}, specificity "
+            f"{words_[1].text} {words_[1].interval}"
+            + ("." if controls.correctable(aspect) else "; shares cannot be corrected by that.")
+        )
+    return Table(
+        "Questions whose answer is known",
+        "compared",
+        ("right answer", "right", "answers", "unscored", "concepts"),
+        tuple(rows),
+        (
+            *pooled,
+            f"[low, high]: {LEVEL:.0%} interval, bootstrap over subjects or styles "
+            f"({RESAMPLES} resamples); it has no width where all are alike.",
+            f"References of {controls.suite} {controls.suite_revision}, compared with each other: "
+            "generated images are harder.",
+            judge_note(controls.judge),
         ),
     )
 
@@ -243,6 +348,16 @@ def _reference_note(summary: Summary) -> list[str]:
     parts = [f"{words(concept)} {number}" for concept, number in summary.references.items()]
     return [
         f"References shown to the judge: {', '.join(parts)}; right means more than half say yes."
+    ]
+
+
+def _close_note(summary: Summary, judge: str) -> list[str]:
+    number = summary.close.get(judge, 0)
+    if not number:
+        return []
+    return [
+        f"Close answers: {number}, decided by a margin that half precision alone may move; on "
+        "another machine they may turn."
     ]
 
 

@@ -12,6 +12,7 @@ from mars2.report.tables import (
     Cell,
     Table,
     concept_table,
+    corrected_table,
     cost_table,
     mars2_table,
     similarity_table,
@@ -19,27 +20,34 @@ from mars2.report.tables import (
 
 
 def terminal_table(summary: Summary, console: Console) -> None:
-    """Print the tables: MARS2, similarities, the first score by subject and style, costs."""
+    """Print the tables: MARS2, corrections, similarities, the first score by concept, costs."""
     if not summary.sources:
         console.print("no scores yet: run `mars2 score` on this folder")
-    tables: list[Table | None] = [mars2_table(summary, judge) for judge in summary.judges]
+    tables: list[Table | None] = []
+    for judge in summary.judges:
+        tables += [mars2_table(summary, judge), corrected_table(summary, judge)]
     tables.append(similarity_table(summary))
     tables += [concept_table(summary, source) for source in summary.sources[:1]]
     tables.append(cost_table(summary))
     said: set[str] = set()
     for table in tables:
-        if table is None:
-            continue
-        drawn = _rich(table, stacked=False)
-        unbounded = console.options.update(width=10_000)
-        if console.measure(drawn, options=unbounded).maximum > console.width:
-            drawn = _rich(table, stacked=True)
-        console.print(drawn)
-        for note in table.notes:
-            if note not in said:
-                console.print(Text(note, style="dim"))
-                said.add(note)
-        console.print()
+        if table is not None:
+            print_table(table, console, said)
+
+
+def print_table(table: Table, console: Console, said: set[str] | None = None) -> None:
+    """Print a table with its notes, less those `said` before; it is narrowed where it must be."""
+    said = set() if said is None else said
+    drawn = _rich(table, stacked=False)
+    unbounded = console.options.update(width=10_000)
+    if console.measure(drawn, options=unbounded).maximum > console.width:
+        drawn = _rich(table, stacked=True)
+    console.print(drawn)
+    for note in table.notes:
+        if note not in said:
+            console.print(Text(note, style="dim"))
+            said.add(note)
+    console.print()
 
 
 def _rich(table: Table, *, stacked: bool) -> rich.table.Table:

@@ -11,8 +11,17 @@ from baselines import METHODS, LoraAdapter, LowRankDelta, PairTask, PluginError,
 from baselines.denoiser import Denoiser
 from baselines.registry import adapter_method, layer_method
 
-BUILT_INS = ("direct_sum", "average", "ziplora", "base", "subject_only", "style_only")
-OPTIONS: dict[str, dict[str, Any]] = {"ziplora": {"steps": 2}}
+BUILT_INS = (
+    *("direct_sum", "average", "ziplora", "base", "subject_only", "style_only"),
+    *("ties", "dare", "dare_ties", "magnitude", "della", "breadcrumbs"),
+    *("ties_factors", "dare_factors", "dare_ties_factors", "magnitude_factors"),
+    *("svd_merge", "knots", "core_space", "tsv_m", "iso_c", "np_lora", "b_lora_filter"),
+)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ziplora": {"steps": 2},
+    # blocks of the battery's pair
+    "b_lora_filter": {"content_block": "mid_block", "style_block": "down_blocks.1.attentions.0"},
+}
 
 
 @pytest.fixture(autouse=True)

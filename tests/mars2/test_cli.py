@@ -54,7 +54,8 @@ def test_help_is_quick_and_imports_no_torch() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert done.stderr.strip() == "False False"
-    for command in ("run", "score", "report", "train", "merge", "inspect", "data", "ls", "demo"):
+    commands = "run score report train merge inspect data cache judge ls demo"
+    for command in commands.split():
         assert f"\n  {command} " in done.stdout
     assert min(seconds) < 0.5
 
@@ -309,6 +310,67 @@ def test_references_are_listed(cli: Cli, world) -> None:
     assert "2 of 2 images" in rows["cat"]
     assert "0 of 1 images" in rows["dog"]
     assert len(rows) == 6
+
+
+def test_a_judge_is_checked_and_reports_are_corrected_by_it(
+    cli: Cli, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_image
+) -> None:
+    from mars2.files import read_image
+    from mars2.judges.images import image_digest
+
+    monkeypatch.setenv("MARS2_CACHE", str(tmp_path / "cache"))
+    cats = [image_digest(read_image(world.folder / f"cat_{number}.png")) for number in range(2)]
+    table = {"subject": "No", "style": "Yes", **{f"subject/{cat}": "Yes" for cat in cats}}
+    (world.folder / "judge.json").write_text(json.dumps(table))
+    mine = tmp_path / "mine"
+    for number, case in enumerate(("cat_ink", "cat_oil", "dog_ink", "dog_oil")):
+        (mine / case).mkdir(parents=True)
+        random_image(number).save(mine / case / "0.png")
+    score = ("score", mine, "--suite", world.suite, "--metrics", "mars2")
+    code, said, _ = cli(*score)
+    assert code == 0
+    assert "Corrected" not in said
+    # cat: 2 yes of 2; no of 4 against dog and fox; dog and fox: the cat's images are a false yes
+    code, said, error = cli("judge", "check", "--suite", world.suite)
+    assert (code, error) == (0, "")
+    assert "subject: sensitivity 100%" in said
+    assert "specificity 60%" in said
+    path = Path(said.split()[-1])
+    assert path.is_relative_to(tmp_path / "cache")
+    own = tmp_path / "own.json"
+    assert cli("judge", "check", "--suite", world.suite, "--out", own)[0] == 0
+    assert own.read_bytes() == path.read_bytes()
+    _, found, _ = cli("report", mine)
+    assert "Corrected for the judge's errors" in found
+    path.unlink()
+    assert "Corrected" not in cli("report", mine)[1]
+    assert cli("report", mine, "--controls", own)[1] == found
+    assert cli(*score, "--controls", own)[1] == found
+    own.write_text(own.read_text().replace("scripted@", "another@"))
+    code, _, error = cli("report", mine, "--controls", own)
+    assert code == 2
+    assert "another@" in error
+
+
+def test_the_cache_is_shown_and_pruned(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mars2.judges import Verdict
+    from mars2.judges.cached import AnswerCache
+
+    monkeypatch.setenv("MARS2_CACHE", str(tmp_path))
+    path = AnswerCache().path
+    assert cli("cache", "info")[1].startswith(f"{path}: 0 answers, ")
+    assert not path.exists()
+    AnswerCache().keep("critic@1 anyres float32", {"k": Verdict(True, 0.9, 1.0, "Yes")})
+    code, said, _ = cli("cache", "info")
+    assert code == 0
+    assert said.startswith(f"{path}: 1 answers, ")
+    assert said.splitlines()[1].endswith("critic@1 anyres float32")
+    assert cli("cache", "prune")[1] == f"{path}: 0 answers dropped, 1 left\n"
+    assert cli("cache", "prune", "--older-than", 0.5)[1].endswith(" 0 answers dropped, 1 left\n")
+    assert "either --older-than or --all" in cli("cache", "prune", "--older-than", 1, "--all")[2]
+    assert cli("cache", "prune", "--all")[1] == f"{path}: 1 answers dropped, 0 left\n"
 
 
 def test_a_bug_keeps_its_traceback(

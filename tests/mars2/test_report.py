@@ -16,11 +16,19 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from mars2.job import MethodSpec
+from mars2.controls import Controls, Tally
+from mars2.job import MethodSpec, RunError
 from mars2.report import ReportPaths, Source, Summary, summarise, terminal_table, write_report
 from mars2.report.grid import choose, draw_grid, fit
 from mars2.report.html import findings, limits
-from mars2.report.tables import concept_table, cost_table, mars2_table, similarity_table
+from mars2.report.tables import (
+    concept_table,
+    controls_table,
+    corrected_table,
+    cost_table,
+    mars2_table,
+    similarity_table,
+)
 from mars2.report.verdicts import is_published, questions
 from mars2.store import FoundImage, ImagesSpec, Record, RunStore
 
@@ -375,6 +383,22 @@ def test_images_not_scored_yet_are_counted(build):
     assert "Images not scored yet: direct_sum 2." in table_text(summary)
 
 
+def test_close_answers_are_counted_once_each(build):
+    store = build(methods=[MethodSpec("average")], metrics=("mars2",))
+    assert "Close answers" not in table_text(summarise(store))
+    records = [record for record in store.records() if record.metric == "mars2_subject"][:2]
+    for close in ([True, True, False, False], [False, True, False, False]):  # the last one counts
+        store.append(
+            [
+                dataclasses.replace(record, detail={**record.detail, "close": close})
+                for record in records
+            ]
+        )
+    summary = summarise(store)
+    assert summary.close == {fake.JUDGE: 2}
+    assert "Close answers: 2, decided by a margin" in table_text(summary)
+
+
 def test_a_scored_folder_of_images(tmp_path, references):
     folder = tmp_path / "images"
     out = folder / "mars2-scores"
@@ -594,3 +618,115 @@ def test_the_page_opens_in_a_browser(reported, tmp_path):
     with Image.open(screenshot) as image:
         assert image.size == (1280, 1600)
         assert len(image.convert("RGB").getcolors(1 << 24)) > 100
+
+
+KNOWN = Controls(
+    judge=fake.JUDGE,
+    suite="miniworld",
+    suite_revision="0a1b2c3d4e5f",
+    tallies={
+        "subject": (
+            *(Tally("x", "itself", 9, 1), Tally("x", "same class", 2, 8)),
+            *(Tally("y", "itself", 9, 1), Tally("y", "another class", 2, 8)),
+        ),
+        "style": (
+            *(Tally("s", "itself", 10, 0), Tally("s", "another style", 1, 8, 1)),
+            *(Tally("t", "itself", 10, 0), Tally("t", "another style", 0, 10)),
+        ),
+    },
+)
+
+
+@pytest.fixture
+def corrected_by_hand(build: Build) -> tuple[RunStore, Summary]:
+    store = build(
+        answers=lambda *key: BY_HAND[key],
+        metrics=("mars2",),
+        methods=[MethodSpec("a"), MethodSpec("b")],
+        subjects=("x", "y"),
+        styles=("s",),
+        seeds=(0, 1),
+    )
+    return store, summarise(store, [KNOWN])
+
+
+def test_shares_of_yes_are_corrected_by_hand(corrected_by_hand):
+    a = corrected_by_hand[1].methods[0].corrected[fake.JUDGE]
+    raw = (2 / 3 + 1 / 3 + 1 + 1 / 2) / 4
+    assert a["subject"].raw.value == pytest.approx(raw, abs=1e-12)
+    assert a["subject"].corrected.value == pytest.approx((raw - 0.2) / 0.7, abs=1e-12)
+    assert a["style"].raw.value == 0.75  # one reference a style: the share is the score itself
+    false = 1 / 19
+    assert a["style"].corrected.value == pytest.approx((0.75 - false) / (1 - false), abs=1e-12)
+    both = sum(
+        (s - 0.2) / 0.7 * (t - false) / (1 - false)
+        for s, t in ((2 / 3, 1), (1 / 3, 1), (1, 0), (1 / 2, 1))
+    )
+    assert a["both"].corrected.value == pytest.approx(both / 4, abs=1e-12)
+    b = corrected_by_hand[1].methods[1].corrected[fake.JUDGE]
+    assert (b["style"].raw.n, b["style"].raw.n_unscored) == (3, 1)
+
+
+def test_corrections_stand_beside_the_raw_shares(corrected_by_hand, references):
+    store, summary = corrected_by_hand
+    table = corrected_table(summary, fake.JUDGE)
+    row = dict(zip(table.columns, table.rows[0].cells, strict=True))
+    assert [row[f"subject {kind}"].text for kind in ("yes", "corrected")] == ["62%", "61%"]
+    assert [row[f"style {kind}"].text for kind in ("yes", "corrected")] == ["75%", "74%"]
+    text = table_text(summary)
+    assert "subject question on the references of miniworld 0a1b2c3d4e5f: sensitivity 90%" in text
+    paths = write_report(store, summary, references=references)
+    page = paths.html.read_text()
+    assert "Corrected for the judge&#39;s errors" in page
+    assert "Corrected shares know of its errors on reference images" in page
+    assert Page(page).open == []
+    data = json.loads(paths.scores.read_text())
+    assert data["controls"][0]["sensitivity"]["subject"]["value"] == 0.9
+    rows = {(row["method"], row["share"]): row for row in data["corrected"]}
+    assert rows["a", "subject"]["raw"]["value"] == 0.625
+    assert rows["a", "subject"]["corrected"]["value"] == pytest.approx(0.425 / 0.7, abs=1e-9)
+
+
+def test_without_controls_nothing_is_said_of_them(reported):
+    assert corrected_table(reported.summary, fake.JUDGE) is None
+    assert not {"controls", "corrected"} & json.loads(reported.paths.scores.read_text()).keys()
+    assert "Corrected" not in reported.page
+
+
+def test_controls_of_another_judge_are_refused(corrected_by_hand):
+    other = dataclasses.replace(KNOWN, judge="another")
+    with pytest.raises(RunError, match="of judge 'another', which scored none"):
+        summarise(corrected_by_hand[0], [other])
+
+
+def test_a_judge_that_tells_nothing_is_said_to(corrected_by_hand):
+    blind = (Tally("x", "itself", 5, 5), Tally("x", "same class", 5, 5))
+    known = dataclasses.replace(KNOWN, tallies={"subject": blind, "style": blind[1:]})
+    summary = summarise(corrected_by_hand[0], [known])
+    cells = corrected_table(summary, fake.JUDGE).rows[0].cells
+    assert [cell.text for cell in cells[1::2]] == ["-", "-", "-"]
+    text = " ".join(table_text(summary).split())
+    assert "specificity 50% of 10; that tells nothing, so nothing is corrected." in text
+    assert "sensitivity not known, specificity 50%" in text
+
+
+def test_the_known_questions_have_a_row_each_kind():
+    table = controls_table(KNOWN)
+    rows = {row.label: [cell.text for cell in row.cells] for row in table.rows}
+    assert rows == {
+        "subject, another image of it": ["yes", "90%", "20", "0", "2"],
+        "subject, same class": ["no", "80%", "10", "0", "1"],
+        "subject, another class": ["no", "80%", "10", "0", "1"],
+        "style, another image of it": ["yes", "100%", "20", "0", "2"],
+        "style, another style": ["no", "95%", "19", "1", "2"],
+    }
+    assert table.notes[0] == ("subject: sensitivity 90% [90, 90], specificity 80% [80, 80].")
+
+
+def test_the_share_of_yes_is_over_all_images_though_some_have_one_reference(build):
+    def answers(method, case, seed):
+        return ([True] if "cat" in case else [True, False]), [True]
+
+    summary = summarise(build(answers=answers, metrics=("mars2",), methods=[MethodSpec("a")]))
+    yes = score(summary, "a", Source("mars2_subject_yes", fake.JUDGE)).average
+    assert (yes.value, yes.n) == (0.75, 16)

@@ -270,6 +270,34 @@ def test_an_interrupted_scoring_goes_on(world, folder: Path) -> None:
     assert {*lines} == {*expected.splitlines()}
 
 
+def test_what_failed_is_scored_again(world, folder: Path) -> None:
+    class Patchy(Brightness):
+        """Cannot be asked about the second image of a pair."""
+
+        def score(
+            self, items: Sequence[Evaluated], *, progress: object = None
+        ) -> list[list[Score]]:
+            scores = super().score(items)
+            for item, row in zip(items, scores, strict=True):
+                if item.sample.seed == 1:
+                    row[0] = Score("brightness", None, failed="the server is gone")
+            return scores
+
+    whole = store_of(world, folder)
+    score_all(whole, Brightness())
+    expected = whole.records()
+    shutil.rmtree(folder / "mars2-scores")
+    store = store_of(world, folder)
+    steps = list(score(store, Patchy(), find_references(store), batch_size=4))
+    assert [len(step.failed) for step in steps] == [2, 4]
+    assert set(steps[-1].failed) == {"the server is gone"}
+    assert sum(record.value is None for record in store.records()) == 4
+    again = Brightness()
+    score_all(store, again)
+    assert again.batches == [["1.png"] * 4]
+    assert sorted(map(repr, store.records())) == sorted(map(repr, expected))
+
+
 def test_what_changed_is_scored_again(world, folder: Path) -> None:
     store = store_of(world, folder)
     score_all(store, Brightness())

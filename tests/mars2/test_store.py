@@ -204,3 +204,9 @@ def test_a_folder_of_images_knows_them_by_relative_paths(tmp_path: Path) -> None
     assert store.folder == tmp_path / "moved/mars2-scores"
     assert [s.path for s in store.samples()] == [tmp_path / "moved/cat_ink/0.png"]
     assert store.spec.labels == ("mine",)
+
+
+def test_records_of_earlier_versions_are_read() -> None:
+    line = record().to_json()
+    del line["inputs"], line["failed"]
+    assert Record.from_json(line) == record()

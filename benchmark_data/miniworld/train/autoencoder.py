@@ -64,8 +64,9 @@ def loss_of(model: AutoencoderTiny, images: Tensor, generator: torch.Generator) 
     output = output.float()
     mean, square = latents.mean((0, 2, 3)), latents.square().mean((0, 2, 3))
     unit = (square - 1).square().mean() + mean.square().mean()
-    error: Tensor = functional.mse_loss(output, images) + 0.1 * functional.l1_loss(output, images)
-    return error + 0.01 * unit
+    error = functional.mse_loss(output, images) + 0.1 * functional.l1_loss(output, images)
+    loss: Tensor = error + 0.01 * unit
+    return loss
 
 
 def psnr(model: AutoencoderTiny, pixels: Tensor) -> float:

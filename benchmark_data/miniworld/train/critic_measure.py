@@ -26,7 +26,7 @@ from benchmark_data.miniworld.train.drawings import (
     subject_pairs,
 )
 from benchmark_data.miniworld.world import FAMILIES, STYLES, Split
-from mars2.judges.llava_onevision import NO_WORDS, YES_WORDS
+from mars2.judges.prompts import NO_WORDS, YES_WORDS
 
 Floats = NDArray[np.float64]
 _HELD_OUT = {LOOKS.index(s.look): s.phrase for s in STYLES.values() if s.split == "test"}
@@ -76,6 +76,17 @@ def _balanced(right: NDArray[np.bool_], answers: NDArray[np.bool_]) -> float | N
     return None if yes is None or no is None else round((yes + no) / 2, 4)
 
 
+def _interval(right: NDArray[np.bool_], answers: NDArray[np.bool_]) -> list[float] | None:
+    """95 % interval of the balanced accuracy: bootstrap over pairs, within yes and no."""
+    yes, no = right[answers], right[~answers]
+    if not len(yes) or not len(no):
+        return None
+    rng = np.random.default_rng(0)
+    drawn = [rng.binomial(len(x), x.mean(), 2000) / len(x) for x in (yes, no)]
+    low, high = np.quantile((drawn[0] + drawn[1]) / 2, [0.025, 0.975])
+    return [round(float(low), 4), round(float(high), 4)]
+
+
 def _figures(p: Floats, answers: NDArray[np.bool_], hard: NDArray[np.bool_]) -> dict[str, object]:
     """Accuracies at one half and the expected calibration error of ten equal bins."""
     right = (p > 0.5) == answers
@@ -87,6 +98,7 @@ def _figures(p: Floats, answers: NDArray[np.bool_], hard: NDArray[np.bool_]) -> 
     return {
         "n": len(p),
         "balanced_accuracy": _balanced(right, answers),
+        "interval": _interval(right, answers),
         "yes": _share(right[answers]),
         "no": _share(right[~answers]),
         "no_hard": _share(right[hard]),

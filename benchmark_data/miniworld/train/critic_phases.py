@@ -64,9 +64,9 @@ class Scale:
     """How long each phase lasts and how much it takes at a time."""
 
     groups: int = 5000
-    seeing: int = 3000
+    seeing: int = 3800
     comparing: int = 2400
-    answering: int = 1600
+    answering: int = 1400
     images: int = 96
     sequences: int = 24
     pairs: int = 32
@@ -227,6 +227,7 @@ class Critic:
         self.pictures, self.bank = pictures, pictures.bank
         self.scale, self.work, self.seed = scale, work, seed
         self.model = build_model(seed)
+        self.ends = Ends()
 
     def _streams(self, phase: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
         generator = torch.Generator().manual_seed((self.seed * 10 + phase) * 1_000_003 + step)
@@ -254,6 +255,7 @@ class Critic:
             loss_at,
             steps=steps,
             rates=(0.015, 1.5e-3),
+            decay=True,
         )
 
     def compare(self) -> None:
@@ -262,7 +264,6 @@ class Critic:
         each, count, width = 5, self.scale.sequences, TEXT_WIDTH
         amounts = {"subject": 3 * count // 4, "style": count - 3 * count // 4}  # styles are easy
         kinds = torch.arange(2).repeat_interleave(torch.tensor(list(amounts.values())))
-        ends = Ends()
         markers = nn.Embedding(2, width)
         with torch.no_grad():
             markers.weight.mul_(0.5)
@@ -283,9 +284,10 @@ class Critic:
                 states = self._language(torch.cat([marker, first, others], 1))
             length = tokens.shape[1]
             middle, last = (state[:, 2 * length :: length].flatten(0, 1) for state in states)
-            return ends.loss(middle, last, *self._names(pairs, empty), self._truth(pairs, empty))
+            truth = self._truth(pairs, empty)
+            return self.ends.loss(middle, last, *self._names(pairs, empty), truth)
 
-        modules = {"model": self.model, "ends": ends, "markers": markers}
+        modules = {"model": self.model, "ends": self.ends, "markers": markers}
         steps = self.scale.comparing
         train_phase(
             self.work / "critic-comparing.safetensors",
@@ -296,9 +298,12 @@ class Critic:
         )
 
     def answer(self, tokenizer: PreTrainedTokenizerFast, on_save: Callable[[], None]) -> None:
-        """Train the language model to answer the judge's questions in both layouts."""
+        """Train the language model to answer the judge's questions in both layouts.
+
+        What `compare` taught it to read where a picture ends stays asked for there.
+        """
         self._freeze_tower()
-        count, ends = self.scale.pairs // 2, Ends()  # two pairs share a reference
+        count = self.scale.pairs // 2  # two pairs share a reference
         amounts = {"subject": 2 * (5 * count // 8)}
         amounts["style"] = 2 * count - amounts["subject"]
         aspects = [aspect for aspect, n in amounts.items() for _ in range(n)]
@@ -326,9 +331,10 @@ class Critic:
             loss = functional.cross_entropy(said, words)
             loss = loss + 0.1 * functional.cross_entropy(then, end.expand_as(words))
             names = self._names(pairs, empty)
-            return loss + 0.5 * ends.loss(middle[here, seen], hidden[here, seen], *names, truth)
+            read = self.ends.loss(middle[here, seen], hidden[here, seen], *names, truth)
+            return loss + 0.5 * read
 
-        modules = {"model": self.model, "ends": ends}
+        modules = {"model": self.model, "ends": self.ends}
         train_phase(
             self.work / "critic-answering.safetensors",
             modules,

@@ -59,13 +59,14 @@ def flat_convolutions(*modules: nn.Module) -> Iterator[None]:
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
     """A module's weights as if `flat_convolutions` had never touched it."""
-    flat = ".parametrizations.weight.original"
-    return {
-        key.replace(flat, ".weight"): module.get_submodule(key.removesuffix(flat)).weight
-        if key.endswith(flat)
-        else value
-        for key, value in module.state_dict().items()
-    }
+    state: dict[str, Tensor] = {}
+    for key, value in module.state_dict().items():
+        layer, flat, _ = key.partition(".parametrizations.weight.original")
+        if flat:
+            state[f"{layer}.weight"] = getattr(module.get_submodule(layer), "weight")  # noqa: B009
+        else:
+            state[key] = value
+    return state
 
 
 def muon_and_adam(

@@ -7,11 +7,8 @@ import torch
 from transformers import GenerationConfig, LlavaOnevisionForConditionalGeneration
 
 from mars2.judges import TEMPLATES, JudgeError, Question, load_judge
-from mars2.judges.llava_onevision import (
-    LlavaOnevisionJudge,
-    chat_string,
-    read_first_token,
-)
+from mars2.judges.answers import is_close, read_first_token
+from mars2.judges.llava_onevision import LlavaOnevisionJudge, chat_string
 
 LAYOUTS = ("anyres", "pad")
 SHORT = TEMPLATES["subject-short"]
@@ -220,6 +217,65 @@ def test_explained_form_keeps_the_explanation(judges, pictures):
         [subject_question(pictures["odd"], pictures["small"], TEMPLATES["subject-explained"])]
     )[0]
     assert len(verdict.raw) > 16
+
+
+def test_batches_are_halved_on_out_of_memory_and_stay_so(judges, pictures, monkeypatch):
+    judge = judges["transformers", "pad"]
+    questions = [
+        subject_question(pictures["square"], test.rotate(angle))
+        for test in pictures.values()
+        for angle in (0, 90)
+    ]
+    expected = judge.ask(questions)
+    logits, encode, asked, seen = judge._first_logits, judge._encode, [], []
+
+    def little_memory(endings, prefix):
+        asked.append(len(endings))
+        if len(endings) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits(endings, prefix)
+
+    def little_memory_for_vision(images):
+        seen.append(len(images))
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(images)
+
+    monkeypatch.setattr(judge, "_first_logits", little_memory)
+    monkeypatch.setattr(judge, "_encode", little_memory_for_vision)
+    monkeypatch.setattr(judge, "_batch_positions", judge._batch_positions)
+    judge._features._values.clear()
+    assert judge.ask(questions) == expected
+    assert asked[:4] == [10, 5, 2, 3]
+    assert max(seen) > 4
+    asked.clear()
+    assert judge.ask(questions) == expected
+    assert max(asked) <= 3
+    monkeypatch.setattr(judge, "_first_logits", lambda *given: little_memory([0] * 9, *given[1:]))
+    with pytest.raises(JudgeError, match="out of memory at a single question"):
+        judge.ask(questions[:1])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "turns"), [(torch.float32, 0.0), (torch.float16, 0.03), (torch.bfloat16, 0.15)]
+)
+def test_margins_within_half_precisions_error_are_close(dtype, turns):
+    for margin in (0.001, 0.029, 0.031, 0.149, 0.151):
+        assert is_close(margin, dtype) == is_close(-margin, dtype) == (margin < turns)
+
+
+def test_close_answers_are_marked(tiny_llava, pictures):
+    judge = LlavaOnevisionJudge.load(str(tiny_llava), dtype="bfloat16", device="cpu", layout="pad")
+    questions = [
+        subject_question(pictures["square"], pictures["odd"]),
+        Question("style", pictures["odd"], pictures["small"], "crayon", STYLE),
+    ]
+    only_yes_and_no(judge, *questions)
+    assert [verdict.close for verdict in judge.ask(questions)] == [False, False]
+    judge.model.lm_head.weight.mul_(0.01)
+    verdicts = judge.ask(questions)
+    assert [verdict.close for verdict in verdicts] == [True, True]
+    assert {verdict.answer for verdict in verdicts} == {True, False}
 
 
 def test_id_names_model_layout_and_dtype(judges):

@@ -71,7 +71,7 @@ def test_scores_and_what_was_said(noise, evaluated):
     style = noise(4)
     said = {
         id(references[0]): Verdict(True, 0.9, 2.0, "Yes"),
-        id(references[1]): Verdict(True, 0.6, 0.4, "Yes"),
+        id(references[1]): Verdict(True, 0.6, 0.02, "Yes", close=True),
         id(references[2]): Verdict(None, None, None, "I cannot say."),
         id(style): Verdict(False, 0.2, -1.5, "No"),
     }
@@ -87,7 +87,8 @@ def test_scores_and_what_was_said(noise, evaluated):
         "references": 3,
         "answers": [True, True, None],
         "p_yes": [0.9, 0.6, None],
-        "margins": [2.0, 0.4, None],
+        "margins": [2.0, 0.02, None],
+        "close": [False, True, False],
         "raw": ["Yes", "Yes", "I cannot say."],
         "yes_share": 1.0,
     }
@@ -102,6 +103,22 @@ def test_refusals_are_unscored(noise, evaluated):
     assert [score.value for score in scores] == [None, None, None]
     assert scores[1].detail["raw"] == ["I'd rather not"]
     assert scores[1].detail["yes_share"] is None
+
+
+def test_scores_say_whether_all_could_be_asked(noise, evaluated):
+    lost = Verdict(None, None, None, "(no answer: gone)", failed=True)
+
+    def answer(question: Question) -> str | Verdict:
+        return lost if question.aspect == "subject" and question.reference is noises[0] else "Yes"
+
+    noises = [noise(1), noise(2), noise(3)]
+    whole = evaluated(noise(0), noises[1:], [noise(4)])
+    short = evaluated(noise(0), noises, [noise(4)])
+    first, second = metric(answer).score([whole, short])
+    assert [score.failed for score in first] == ["", "", ""]
+    assert [score.value for score in second] == [1.0, 1.0, 1.0]  # decided whatever it had been
+    assert [score.failed for score in second] == ["(no answer: gone)", "(no answer: gone)", ""]
+    assert second[1].detail["answers"] == [None, True, True]
 
 
 def test_batches_keep_the_order(noise, evaluated):

@@ -1,0 +1,105 @@
+"""`mars2 judge`: what there is to know of a judge, and a copy of it for servers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mars2.cli.options import Cache, Device, JudgeDtype, JudgeName, Layout, Prompts, SuiteName
+
+app = typer.Typer(no_args_is_help=True, help="Examine a judge, or convert it.")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder or hub id, in LLaVA-NeXT's layout.")],
+    target: Annotated[Path, typer.Argument(help="Folder to be made.")],
+) -> None:
+    """Write LLaVA-Critic in transformers' layout, which vLLM reads."""
+    from mars2.judges.llava_convert import convert as write
+
+    write(source, target)
+    print(target)
+
+
+@app.command()
+def info(
+    judge: Annotated[str, typer.Argument(help="NAME:MODEL, such as llava_onevision:FOLDER.")],
+    layout: Layout = "anyres",
+    prompts: Prompts = None,
+    dtype: JudgeDtype = None,
+    device: Device = "auto",
+) -> None:
+    """Tell what would be loaded, and the memory it takes; no weight is read."""
+    from mars2.judges.info import inspect_judge
+    from mars2.judges.room import gibibytes
+
+    told = inspect_judge(judge, dtype=dtype, device=device, layout=layout, prompts=prompts)
+    free = "unknown" if told.free is None else gibibytes(told.free)
+    rows = {
+        "model": told.model,
+        "architecture": f"{told.architecture}, files in {told.files}",
+        "layout": told.layout or "one way only",
+        "parameters": f"{told.parameters:,}, stored as {told.stored_dtype}",
+        "computes": f"{told.dtype} on {told.device}",
+        "memory": f"{gibibytes(told.need.weights)} and about {gibibytes(told.need.working)} to "
+        f"work with; {free} free",
+        "prompts": told.prompts,
+        "published": "yes" if told.published else "no: compare its scores with each other only",
+    }
+    for name, text in rows.items():
+        print(f"{name:<13} {text}")
+
+
+@app.command()
+def check(
+    suite: SuiteName = "miniworld",
+    judge: JudgeName = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of the subjects and styles.  [default: all]")
+    ] = None,
+    per_concept: Annotated[
+        int, typer.Option(min=1, help="Most questions of one truth a subject or style.")
+    ] = 12,
+    layout: Layout = "anyres",
+    prompts: Prompts = None,
+    dtype: JudgeDtype = None,
+    device: Device = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file of the result.  [default: in the user's cache, where reports find it]"
+        ),
+    ] = None,
+    cache: Cache = True,
+) -> None:
+    """Ask a judge what is known of a suite's references, and how often it errs.
+
+    Reports of runs that this judge scored then correct for it the shares of single answers.
+    """
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from benchmark_data.load import load_suite
+    from mars2.controls import controls_path, write_controls
+    from mars2.judge_check import check_judge, plan_controls
+    from mars2.judges import TEMPLATES, load_judge, load_templates
+    from mars2.report import print_table
+    from mars2.report.tables import controls_table
+
+    loaded = load_suite(suite)
+    questions = plan_controls(loaded, split=split, per_concept=per_concept)
+    templates = TEMPLATES if prompts is None else load_templates(prompts)
+    asked = load_judge(
+        judge or loaded.models.judge, dtype=dtype, device=device, layout=layout, cache=cache
+    )
+    with tqdm(total=len(questions), desc="check", unit="question", disable=None) as bar:
+
+        def show(answered: int) -> None:
+            bar.update(answered)
+
+        controls = check_judge(asked, loaded, templates, questions, progress=show)
+    path = out or controls_path(controls.judge, controls.suite_revision)
+    write_controls(controls, path)
+    print_table(controls_table(controls), Console())
+    print(path)

@@ -1,0 +1,126 @@
+"""Whether a model fits into memory, said before it is loaded; batches halved where it does not."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from mars2.judges.errors import JudgeError
+
+QUESTION_POSITIONS = 7500
+"""Text and image tokens of the longest usual question: two square images of 512 pixels."""
+
+ADVICE = (
+    "free memory, take a GPU with more, --dtype float16 (half of float32), a smaller judge "
+    "(`mars2 ls judges`), or a judge on a server"
+)
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory that a judge takes, bytes.
+
+    Attributes:
+        weights: Of its parameters.
+        working: For one question, about: keys and values, and the widest layer's numbers.
+    """
+
+    weights: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.weights + self.working
+
+
+def memory_need(config: Any, parameters: int, dtype: torch.dtype) -> Need:
+    """Return what a model takes, given its config in transformers' form."""
+    text = getattr(config, "text_config", config)
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    cached = 2 * text.num_hidden_layers * text.num_key_value_heads * width
+    # the prefix is kept and copied, the question's own follow: one and a half questions
+    kept = QUESTION_POSITIONS * 3 // 2 * cached
+    widest = QUESTION_POSITIONS * (3 * text.intermediate_size + 6 * text.hidden_size)
+    return Need(parameters * dtype.itemsize, (kept + widest) * dtype.itemsize)
+
+
+def free_memory(device: str) -> int | None:
+    """Return the free memory of a GPU, or of this machine, bytes; None where it is not told."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        told = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        told = ""
+    if found := re.search(r"^MemAvailable:\s+(\d+) kB$", told, re.MULTILINE):
+        return int(found[1]) * 1024
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+
+
+def require_room(need: Need, *, name: str, dtype: str, device: str) -> None:
+    """Check that a model fits.
+
+    Raises:
+        JudgeError: It does not; with the numbers, and what to do.
+    """
+    # a model on its way to a GPU is in this machine's memory first
+    for where, bytes_ in (("cpu", need.weights), (device, need.total)):
+        free = free_memory(where)
+        if free is not None and bytes_ > free:
+            raise JudgeError(
+                f"{name} in {dtype} takes {gibibytes(need.weights)} and about "
+                f"{gibibytes(need.working)} to work with; {where} has {gibibytes(free)} free: "
+                f"{ADVICE}"
+            )
+
+
+def gibibytes(count: int) -> str:
+    """Return a number of bytes in words.
+
+    >>> gibibytes(3 * 2**29)
+    '1.5 GiB'
+    """
+    return f"{count / 2**30:.1f} GiB"
+
+
+def halving(
+    function: Callable[[list[A]], list[B]],
+    items: list[A],
+    *,
+    failed: Callable[[int], None] | None = None,
+) -> list[B]:
+    """Return what a function gives for items, in halves as often as memory does not suffice.
+
+    Args:
+        function: Returns a list with a value for each item.
+        items: At least one.
+        failed: Called with each number of items that were too many.
+
+    Raises:
+        JudgeError: Memory does not suffice for one.
+    """
+    try:
+        return function(items)
+    except torch.OutOfMemoryError as error:
+        if len(items) < 2:
+            raise JudgeError(f"out of memory at a single question or image: {ADVICE}") from error
+    # here the failed call's tensors are gone with its traceback
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if failed is not None:
+        failed(len(items))
+    middle = len(items) // 2
+    return halving(function, items[:middle], failed=failed) + halving(
+        function, items[middle:], failed=failed
+    )
