@@ -2,7 +2,7 @@
 
 The UNet has SDXL's blocks (2 layers a block, 1, 2 and 10 transformer layers, 560 attention
 projections), the autoencoder SDXL's four levels, the images their 1024 pixels. The LoRA files are
-spelled as PEFT and as older diffusers spell them. The judge, CLIP and DINO are the miniature's.
+spelled as PEFT and as kohya spell them. The judge, CLIP and DINO are the miniature's.
 """
 
 import json
@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from baselines.dreambooth import attention_layers
+from baselines.formats.layout import to_original
 from benchmark_data.load import load_suite
 from mars2.cli import main
 
@@ -58,7 +59,7 @@ def pipeline(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lora_files(folder: Path, pipeline: Path) -> None:
-    """A subject LoRA in PEFT's spelling and a style LoRA in older diffusers' with an alpha."""
+    """A subject LoRA in PEFT's spelling and a style LoRA in kohya's with an alpha."""
     unet = UNet2DConditionModel.from_pretrained(pipeline, subfolder="unet")
     layers = attention_layers(unet)
     assert len(layers) == 560
@@ -76,9 +77,10 @@ def lora_files(folder: Path, pipeline: Path) -> None:
             torch.randn(2, d_in, generator=generator),
             torch.randn(d_out, 2, generator=generator),
         )
-        style[f"unet.{layer}.lora.down.weight"] = down / d_in
-        style[f"unet.{layer}.lora.up.weight"] = up
-        style[f"unet.{layer}.alpha"] = torch.tensor(1.0)
+        stem = f"lora_unet_{(to_original(layer) or '').replace('.', '_')}"
+        style[f"{stem}.lora_down.weight"] = down / d_in
+        style[f"{stem}.lora_up.weight"] = up
+        style[f"{stem}.alpha"] = torch.tensor(1.0)
     folder.mkdir()
     save_file(subject, folder / f"{SUBJECT}.safetensors")
     save_file(style, folder / f"{STYLE}.safetensors")

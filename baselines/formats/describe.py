@@ -16,6 +16,7 @@ _BLOCK = re.compile(
 )
 _OURS = (METADATA_KEY, "format")
 _KINDS = {".to_q": "q", ".to_k": "k", ".to_v": "v", ".to_out.0": "out", ".time_emb_proj": "time"}
+_ORDER = ("q", "k", "v", "out", "ff", "proj", "time", "conv", "other")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class BlockSummary:
 
     block: str
     kinds: Mapping[str, int]
-    """Kind of layer (q, k, v, out, ff, proj, conv, time, other) -> how many."""
+    """Kind of layer (q, k, v, out, ff, proj, time, conv, other) -> how many."""
     ranks: tuple[int, ...]
     """Those that occur, sorted."""
     scales: tuple[float, ...]
@@ -85,12 +86,13 @@ def _summary(
     stored: Mapping[str, StoredLayer],
     norms: Mapping[str, float | None],
 ) -> BlockSummary:
+    kinds = Counter(_kind(layer) for layer in layers)
     finite = {layer: norm for layer in layers if (norm := norms[layer]) is not None}
     whole = len(finite) == len(layers)
     largest = max(finite, key=lambda layer: finite[layer]) if whole and finite else ""
     return BlockSummary(
         block=block,
-        kinds=Counter(_kind(layer) for layer in layers),
+        kinds={kind: kinds[kind] for kind in _ORDER if kind in kinds},
         ranks=tuple(sorted({stored[layer].rank for layer in layers})),
         scales=tuple(sorted({stored[layer].scale for layer in layers})),
         norm=sum(norm**2 for norm in finite.values()) ** 0.5 if whole else None,

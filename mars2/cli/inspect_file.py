@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+WIDE = 110
+"""Columns of a terminal on which the largest update of each block is shown, too."""
+
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="A LoRA file: PEFT, diffusers, kohya or ComfyUI.")],
@@ -37,7 +40,9 @@ def inspect(
     for heading in ("layers", "rank", "scale", "norm"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("kinds", overflow="fold")
-    table.add_column("largest update", overflow="fold")
+    wide = console.width >= WIDE
+    if wide:
+        table.add_column("largest update", overflow="fold")
     for block in (*found.blocks, found.total):
         last = block is (found.blocks or [None])[-1]
         table.add_row(
@@ -46,16 +51,24 @@ def inspect(
             _span(block.ranks),
             _span(block.scales),
             "not finite" if block.norm is None else f"{block.norm:.3g}",
-            ", ".join(f"{count} {kind}" for kind, count in block.kinds.items()),
-            block.largest,
+            _kinds(block.kinds),
+            *([block.largest if block.block else ""] if wide else []),
             end_section=last,
         )
     console.print(table)
 
     for key, value in sorted(found.metadata.items()):
         line = Text.assemble((f"{key}: ", "dim"), " ".join(value.split()))
-        line.truncate(max(console.width, 80), overflow="ellipsis")
+        line.truncate(console.width, overflow="ellipsis")
         console.print(line, soft_wrap=True)
+
+
+def _kinds(kinds: Mapping[str, int]) -> str:
+    """How many layers of each kind; kinds of which there are as many stand together."""
+    by_count: dict[int, list[str]] = {}
+    for kind, count in kinds.items():
+        by_count.setdefault(count, []).append(kind)
+    return ", ".join(f"{count} {' '.join(names)}" for count, names in by_count.items())
 
 
 def _counts(counts: Mapping[str, int], of: str) -> str:

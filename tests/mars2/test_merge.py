@@ -200,8 +200,14 @@ def test_inspect_shows_what_is_inside(tmp_path: Path, monkeypatch: pytest.Monkey
         assert words in result.output
     row = next(line for line in result.output.splitlines() if "down_blocks.1" in line)
     norm = 0.5 * 4 * (640 * 2048) ** 0.5
-    assert row.split()[:5] == ["down_blocks.1.attentions.0", "1", "4", "0.5", f"{norm:.3g}"]
+    cells = ["down_blocks.1.attentions.0", "1", "4", "0.5", f"{norm:.3g}", "1", "k"]
+    assert row.split() == [*cells, "transformer_blocks.0.attn2.to_k"]
     assert max(map(len, result.output.splitlines())) <= 120
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = CliRunner().invoke(app, ["inspect", str(path)]).output
+    row = next(line for line in narrow.splitlines() if "down_blocks.1" in line)
+    assert row.split() == cells
+    assert max(map(len, narrow.splitlines())) <= 80
 
 
 def test_inspect_says_what_is_not_finite_and_where_a_merge_comes_from(tmp_path: Path) -> None:
