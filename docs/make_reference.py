@@ -36,7 +36,7 @@ def commands(command: Any, path: str) -> list[str]:
     for parameter in command.params:
         if parameter.name == "help":
             continue
-        names = ", ".join(f"`{name}`" for name in parameter.opts)
+        names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
         if parameter.param_type_name == "argument":
             names = f"`{parameter.name.upper()}`" if parameter.name else ""
         default = parameter.default if isinstance(parameter.default, str | int | float) else ""

@@ -16,7 +16,7 @@ from benchmark_data.references import reference_paths
 from benchmark_data.suite import Concept, Suite, SuiteError
 from mars2.controls import Aspect, Compared, Controls, Tally
 from mars2.files import read_image
-from mars2.judges import Judge, Question, Template
+from mars2.judges import Judge, JudgeError, Question, Template, Verdict
 from mars2.judges.prompts import choose
 from mars2.metrics import Progress
 from mars2.metrics.mars2 import Mars2Metric
@@ -107,10 +107,11 @@ def check_judge(
         progress: Called with the number of questions answered since the last call.
 
     Raises:
-        JudgeError: The judge fails.
+        JudgeError: The judge fails, or some questions could not be asked.
     """
     wordings = choose(templates)
     counts: dict[tuple[Aspect, str, Compared], list[bool | None]] = {}
+    failed: list[Verdict] = []
     for start in range(0, len(controls), batch_size):
         batch = controls[start : start + batch_size]
         images = {path: read_image(path) for c in batch for path in (c.reference, c.test)}
@@ -123,8 +124,14 @@ def check_judge(
         for control, verdict in zip(batch, verdicts, strict=True):
             key = (control.aspect, control.concept, control.compared)
             counts.setdefault(key, []).append(verdict.answer)
+            failed += [verdict] if verdict.failed else []
         if progress is not None:
             progress(len(batch))
+    if failed:
+        raise JudgeError(
+            f"{len(failed)} of {len(controls)} questions could not be asked ({failed[0].raw}): "
+            "check again, which asks only what has no answer yet"
+        )
     tallies: dict[Aspect, tuple[Tally, ...]] = {"subject": (), "style": ()}
     for (aspect, concept, compared), answers in counts.items():
         numbers = [answers.count(answer) for answer in (True, False, None)]

@@ -45,7 +45,11 @@ def test_commands_and_options_in_the_docs_exist(page: Path) -> None:
             while hasattr(command, "commands"):
                 assert rest[0] in command.commands, line
                 command, rest = command.commands[rest[0]], rest[1:]
-            known = {name for parameter in command.params for name in parameter.opts}
+            known = {
+                name
+                for parameter in command.params
+                for name in (*parameter.opts, *parameter.secondary_opts)
+            }
             assert {word for word in rest if word.startswith("--")} <= known, line
 
 

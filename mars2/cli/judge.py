@@ -68,7 +68,8 @@ def check(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The file of the result.  [default: in the user's cache, where reports find it]"
+            help="The file of the result.  [default: in the user's cache, where reports find it; "
+            "with --split none]"
         ),
     ] = None,
     cache: Cache = True,
@@ -99,7 +100,8 @@ def check(
             bar.update(answered)
 
         controls = check_judge(asked, loaded, templates, questions, progress=show)
-    path = out or controls_path(controls.judge, controls.suite_revision)
-    write_controls(controls, path)
     print_table(controls_table(controls), Console())
-    print(path)
+    path = out or controls_path(controls.judge, controls.suite_revision)
+    if out or not split:  # a part must not take the place of the whole
+        write_controls(controls, path)
+        print(path)

@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from benchmark_data.references import cache_root
@@ -98,7 +98,7 @@ class AnswerCache:
                 rows = connection.execute(
                     f"SELECT key, verdict, used FROM answers WHERE key IN ({marks})", part
                 ).fetchall()
-                found |= {key: Verdict(**json.loads(verdict)) for key, verdict, _ in rows}
+                found |= {key: _verdict(text) for key, text, _ in rows}
                 stale = [(now, key) for key, _, used in rows if used < now - DAY]
                 if stale:  # so that reading seldom writes
                     connection.executemany("UPDATE answers SET used = ? WHERE key = ?", stale)
@@ -231,6 +231,12 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
             time.sleep(0.01)
         else:
             return
+
+
+def _verdict(text: str) -> Verdict:
+    """Read a verdict, whatever fields the version that wrote it has beside ours."""
+    ours = {field.name for field in fields(Verdict)}
+    return Verdict(**{name: value for name, value in json.loads(text).items() if name in ours})
 
 
 def _parts(keys: Sequence[str], size: int = _VARIABLES) -> Iterator[list[str]]:

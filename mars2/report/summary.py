@@ -236,7 +236,7 @@ def summarise(store: RunStore, controls: Sequence[Controls] = ()) -> Summary:
                 },
                 cost=_cost([cost for cost in costs if cost.method == label]),
                 corrected={
-                    judge: _corrected(label, errors, shares[judge], there)
+                    judge: _corrected(label, errors, shares.get(judge, {}), there)
                     for judge, errors in known.items()
                 },
             )
@@ -303,7 +303,9 @@ def _corrected(
             sample
             for sample in samples
             if sample.method == label
-            and all((label, sample.case, sample.seed) in shares[aspect] for aspect in aspects)
+            and all(
+                (label, sample.case, sample.seed) in shares.get(aspect, {}) for aspect in aspects
+            )
         ]
         corrected[name] = correct(
             [[shares[aspect][label, s.case, s.seed] for aspect in aspects] for s in asked],

@@ -129,7 +129,9 @@ def corrected_table(summary: Summary, judge: str) -> Table | None:
             "MARS2 and its parts are majorities, and not corrected: how often answers about one "
             "image err together is not known.",
             *(_errors_note(controls, aspect) for aspect in controls.tallies),
-            interval_note(summary) + " corrected: over the concepts of the known questions, too.",
+            interval_note(summary)
+            + " corrected: over the concepts of the known questions, too."
+            * (len(summary.cases) > 1),
         ),
     )
 

@@ -357,6 +357,10 @@ def test_a_judge_is_checked_and_reports_are_corrected_by_it(
     own = tmp_path / "own.json"
     assert cli("judge", "check", "--suite", world.suite, "--out", own)[0] == 0
     assert own.read_bytes() == path.read_bytes()
+    part = cli("judge", "check", "--suite", world.suite, "--split", "test")[1]
+    assert "specificity 50%" in part
+    assert str(path) not in part
+    assert own.read_bytes() == path.read_bytes()
     _, found, _ = cli("report", mine)
     assert "Corrected for the judge's errors" in found
     path.unlink()

@@ -12,7 +12,7 @@ from benchmark_data.load import load_suite
 from benchmark_data.suite import Concept, Reference, Suite, SuiteError
 from mars2.controls import Tally
 from mars2.judge_check import check_judge, plan_controls
-from mars2.judges import TEMPLATES, Question, Verdict
+from mars2.judges import TEMPLATES, JudgeError, Question, Verdict
 from mars2.judges.scripted import ScriptedJudge
 from mars2.metrics.mars2 import Mars2Metric
 
@@ -142,6 +142,15 @@ def test_answers_are_counted_by_concept_and_truth(made) -> None:
     assert {q.template.id for q in asked} == {"subject-short", "style-short"}
     assert controls.judge == Mars2Metric(judge, TEMPLATES).id
     assert (controls.suite, controls.suite_revision) == ("made", MINIWORLD.revision)
+
+
+def test_questions_that_could_not_be_asked_are_no_result(made) -> None:
+    judge = ScriptedJudge(
+        lambda q: Verdict(None, None, None, "no route", failed=True) if q.style else "Yes"
+    )
+    suite = made(cat=("cat", 2), ink=("", 2))
+    with pytest.raises(JudgeError, match=r"2 of 4 questions could not be asked \(no route\)"):
+        check_judge(judge, suite, TEMPLATES, plan_controls(suite))
 
 
 def test_references_and_tests_are_shown_in_their_places(made) -> None:
