@@ -66,7 +66,7 @@ class Scale:
     groups: int = 5000
     seeing: int = 3800
     comparing: int = 2400
-    answering: int = 1400
+    answering: int = 2200
     images: int = 96
     sequences: int = 24
     pairs: int = 32
