@@ -63,4 +63,5 @@ def polar(matrix: Tensor) -> Tensor:
     The solution of the orthogonal Procrustes problem.
     """
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    return left @ right
+    nearest: Tensor = left @ right
+    return nearest
