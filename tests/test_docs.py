@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from baselines import METHODS
 from mars2.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +52,18 @@ def test_commands_and_options_in_the_docs_exist(page: Path) -> None:
                 for name in (*parameter.opts, *parameter.secondary_opts)
             }
             assert {word for word in rest if word.startswith("--")} <= known, line
+
+
+def test_every_method_and_each_of_its_options_is_explained() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text()
+    table = page.partition("## All of them")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)$", table, re.MULTILINE))
+    for name in METHODS.names():
+        method = METHODS.get(name)
+        if method.function.__module__.split(".")[0] not in {"baselines", "lorarar"}:
+            continue  # another test's
+        assert name in rows
+        assert [option for option in method.parameters if f"`{option}`" not in rows[name]] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
