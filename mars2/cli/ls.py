@@ -13,7 +13,7 @@ def methods() -> None:
     for name in METHODS.names():
         method = METHODS.get(name)
         options = ", ".join(f"{key}={item.default}" for key, item in method.parameters.items())
-        print(f"{name:<14} {method.kind:<8} {options}")
+        print(f"{name:<17} {method.kind:<8} {options}")
 
 
 @app.command()

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta, check_same_layers
+from baselines.adapter import (
+    AdapterError,
+    LoraAdapter,
+    LowRankDelta,
+    check_same_layers,
+    significant,
+)
 
 algebra = settings(deadline=None, max_examples=60, derandomize=True, database=None)
 SIZES = st.integers(1, 9)
@@ -86,6 +92,28 @@ def test_truncates_to_the_svd_by_hand():
     assert_close(delta.truncate(1).dense().diagonal().tolist(), [0.0, 5.0, 0.0])
     assert_close(delta.truncate(2).dense().diagonal().tolist(), [3.0, 5.0, 0.0])
     assert_close(LowRankDelta.from_dense(diagonal, 2).dense(), delta.truncate(2).dense())
+
+
+def test_svd_is_that_of_the_update():
+    rng = torch.Generator().manual_seed(0)
+    for d_out, d_in, rank in ((7, 5, 3), (3, 5, 4), (4, 4, 9)):
+        up = torch.randn(d_out, rank, generator=rng, dtype=torch.float64)
+        down = torch.randn(rank, d_in, generator=rng, dtype=torch.float64)
+        left, values, right = LowRankDelta(up, down).svd()
+        kept = min(d_out, d_in, rank)
+        assert left.shape == (d_out, kept)
+        assert_close(left * values @ right, up @ down, rtol=1e-12, atol=1e-12)
+        assert_close(values, torch.linalg.svdvals(up @ down)[:kept], rtol=1e-12, atol=1e-12)
+        assert_close(left.T @ left, torch.eye(kept, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_counts_singular_values_that_are_more_than_rounding():
+    assert significant(torch.tensor([3.0, 1.0, 1e-9, 0.0])) == 2
+    assert significant(torch.tensor([1e-20, 1e-21])) == 2
+    assert significant(torch.zeros(3)) == 0
+    rng = torch.Generator().manual_seed(1)
+    delta = LowRankDelta(torch.randn(6, 3, generator=rng), torch.randn(3, 5, generator=rng))
+    assert significant((delta - delta + delta).svd()[1]) == 3
 
 
 def test_norm_of_a_difference_keeps_its_digits():
