@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from mars2.cli.options import Cache, Device, JudgeDtype, JudgeName, Layout, Prompts, SuiteName
+from mars2.cli.options import (
+    BaseUrl,
+    Cache,
+    Device,
+    JudgeConcurrency,
+    JudgeDtype,
+    JudgeName,
+    JudgeRetries,
+    JudgeTimeout,
+    Layout,
+    Prompts,
+    SuiteName,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Examine a judge, or convert it.")
 
@@ -64,6 +76,10 @@ def check(
     layout: Layout = "anyres",
     prompts: Prompts = None,
     dtype: JudgeDtype = None,
+    base_url: BaseUrl = None,
+    judge_timeout: JudgeTimeout = 120.0,
+    judge_concurrency: JudgeConcurrency = 8,
+    judge_retries: JudgeRetries = 5,
     device: Device = "auto",
     out: Annotated[
         Path | None,
@@ -84,15 +100,21 @@ def check(
     from benchmark_data.load import load_suite
     from mars2.controls import controls_path, write_controls
     from mars2.judge_check import check_judge, plan_controls
-    from mars2.judges import TEMPLATES, load_judge, load_templates
+    from mars2.judges import TEMPLATES, ServerSettings, load_judge, load_templates
     from mars2.report import print_table
     from mars2.report.tables import controls_table
 
     loaded = load_suite(suite)
     questions = plan_controls(loaded, split=split, per_concept=per_concept)
     templates = TEMPLATES if prompts is None else load_templates(prompts)
+    server = ServerSettings(base_url or "", judge_timeout, judge_concurrency, judge_retries)
     asked = load_judge(
-        judge or loaded.models.judge, dtype=dtype, device=device, layout=layout, cache=cache
+        judge or loaded.models.judge,
+        dtype=dtype,
+        device=device,
+        layout=layout,
+        server=server,
+        cache=cache,
     )
     with tqdm(total=len(questions), desc="check", unit="question", disable=None) as bar:
 

@@ -30,12 +30,10 @@ from mars2.judges.llava_checkpoint import (
     renamed,
     siglip_image_processor,
 )
-from mars2.judges.prompts import IMAGE_MARK
+from mars2.judges.prompts import CHAT_TEMPLATE, IMAGE_MARK
 from mars2.judges.sources import find_model
 from mars2.judges.weights import StoredWeight, main_dtype, stored_weights
 
-CHAT_TEMPLATE = Path(__file__).with_name("qwen_1_5.jinja")
-"""The published prompt, with the images where they stand in the question."""
 PUBLISHED_KEYS: Mapping[str, str] = {
     r"^model\.vision_tower\.vision_tower\.": "vision_tower.",
     r"^model\.mm_projector\.0\.": "multi_modal_projector.linear_1.",

@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -22,8 +21,6 @@ from mars2.judges.images import prepare
 from mars2.judges.prompts import IMAGE_MARK, NEW_TOKENS, NO_WORDS, YES_WORDS
 
 URL_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY"
-CHAT_TEMPLATE = Path(__file__).with_name("qwen_1_5.jinja")
-"""For a server of LLaVA-Critic: gives the published prompt, the images where they stand in it."""
 
 
 class OpenAIJudge:

@@ -25,6 +25,8 @@ NO_WORDS = ("No", "no", "NO")
 """First tokens that answer a question, with or without a space before."""
 NEW_TOKENS: Mapping[Form, int] = {"short": 16, "explained": 256, "score": 16}
 """Most tokens generated, where text is."""
+CHAT_TEMPLATE = Path(__file__).with_name("qwen_1_5.jinja")
+"""For a server of LLaVA-Critic: gives the published prompt, the images where they stand in it."""
 
 
 @dataclass(frozen=True)

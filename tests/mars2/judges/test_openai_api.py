@@ -38,7 +38,8 @@ from mars2.judges import chat_server as chat_server_module
 from mars2.judges.chat_server import read_reply, wait_asked_for
 from mars2.judges.images import prepare
 from mars2.judges.llava_onevision import chat_string
-from mars2.judges.openai_api import CHAT_TEMPLATE, OpenAIJudge, chat, first_token
+from mars2.judges.openai_api import OpenAIJudge, chat, first_token
+from mars2.judges.prompts import CHAT_TEMPLATE
 from mars2.store import RunStore
 
 Body = Mapping[str, Any]
