@@ -20,10 +20,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mars2.judges import NO_WORDS, TEMPLATES, YES_WORDS, Question, leading_yes_no
+from mars2.judges import TEMPLATES, Question, leading_yes_no
 from mars2.judges.answers import word_ids
 from mars2.judges.llava_checkpoint import Checkpoint, load_checkpoint, siglip_image_processor
 from mars2.judges.llava_onevision import LlavaOnevisionJudge, chat_string
+from mars2.judges.prompts import NO_WORDS, YES_WORDS
 
 WORLD = Path(__file__).parents[1] / "benchmark_data" / "miniworld"
 TOLERANCE = 1e-5
