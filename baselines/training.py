@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from baselines.adapter import AdapterError
@@ -48,7 +48,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, partial, metadata=dict(metadata))
+        # not `save_file`, whose files nobody but their owner may read
+        partial.write_bytes(save(contiguous, metadata=dict(metadata)))
         _sort_header(partial)
         partial.replace(path)
     finally:

@@ -4,6 +4,7 @@ Nothing heavy is imported before a command needs it, so that `mars2 --help` answ
 """
 
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -47,5 +48,13 @@ def main() -> None:
     except (ValueError, RuntimeError) as error:
         if not any(kind.__name__ in PUBLIC_ERRORS for kind in type(error).__mro__):
             raise
-        sys.stderr.write(f"mars2: {' '.join(str(error).split())}\n")
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:  # a disk that is full, a folder that may not be written, ...
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}; choose another place, or see to this one")
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"mars2: {' '.join(message.split())}\n")
+    sys.exit(2)

@@ -91,9 +91,6 @@ def run(
         steps=steps,
         limit=limit,
     )
-    if dry_run:
-        work.show_plan(suite, choices, out)
-        return
     scoring = work.Scoring(
         metrics=metrics,
         judge=judge,
@@ -108,7 +105,18 @@ def run(
         cache=cache,
         device=device,
     )
-    store = work.generate(suite, choices, out, batch_size=batch_size, save_adapters=save_adapters)
+    checked = scoring if score else None
+    if dry_run:
+        work.show_plan(suite, choices, out, checked)
+        return
+    store = work.generate(
+        suite,
+        choices,
+        out,
+        batch_size=batch_size,
+        save_adapters=save_adapters,
+        scoring=checked,
+    )
     if score:
         failed = work.score(store, scoring)
         work.report(store)

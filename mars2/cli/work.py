@@ -4,11 +4,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from mars2.job import Choices, RunError, plan
 from mars2.store import RUN_FILE, SCORES_FOLDER, RunStore
+
+if TYPE_CHECKING:  # it imports torch, which `--help` has no time for
+    from mars2.run import Plan
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,19 @@ class Scoring:
     judge_retries: int = 5
     cache: bool = True
 
+    @property
+    def names(self) -> list[str]:
+        """The metrics asked for."""
+        return [name.strip() for name in self.metrics.split(",") if name.strip()]
 
-def show_plan(suite: str, choices: Choices, out: Path) -> None:
-    """Print the jobs of a run and which of them are done."""
+
+def show_plan(suite: str, choices: Choices, out: Path, scoring: Scoring | None = None) -> None:
+    """Check a run, and the scoring if there is one; print its jobs and which of them are done."""
     from benchmark_data.load import load_suite
     from mars2.run import prepare, unfinished
 
     run_plan = prepare(suite, load_suite(suite), choices)
+    check_scoring(run_plan, scoring)
     spec = run_plan.spec
     jobs = plan(spec)
     todo = {job.id for job in unfinished(RunStore.create(out, spec, write=False), jobs)}
@@ -49,10 +59,62 @@ def show_plan(suite: str, choices: Choices, out: Path) -> None:
     print(f"{len(jobs)} jobs, {len(todo)} to do, {len(todo) * len(spec.seeds)} images")
 
 
+def check_scoring(run_plan: "Plan", scoring: Scoring | None) -> None:
+    """Find what would stop a run only after its images were drawn.
+
+    Args:
+        run_plan: The run.
+        scoring: How its images will be scored; None: they will not be.
+
+    Raises:
+        PluginError: There is no such metric or judge.
+        JudgeError: A layout or a file of prompts that there is not.
+        SuiteError: Reference images are missing that scoring or a method needs.
+    """
+    from typing import get_args
+
+    from benchmark_data.references import reference_paths
+    from mars2.judges import JUDGES, JudgeError, load_templates
+    from mars2.judges.llava_onevision import Layout
+    from mars2.metrics import METRICS
+
+    if scoring is not None:
+        for name in scoring.names:
+            METRICS.get(name)
+        judge = scoring.judge or run_plan.suite.models.judge
+        if "mars2" in scoring.names:
+            JUDGES.get(judge.partition(":")[0])
+            if scoring.layout not in get_args(Layout):
+                raise JudgeError(
+                    f"layout is {scoring.layout!r}; give one of {', '.join(get_args(Layout))}"
+                )
+            if scoring.prompts is not None:
+                load_templates(scoring.prompts)
+    if scoring is not None or any(method.kind == "fit" for method in run_plan.methods.values()):
+        concepts = run_plan.suite.concepts
+        shown = dict.fromkeys(c for case in run_plan.spec.cases for c in (case.subject, case.style))
+        reference_paths([concepts[concept] for concept in shown], run_plan.suite.name)
+
+
 def generate(
-    suite: str, choices: Choices, out: Path, *, batch_size: int, save_adapters: bool = False
+    suite: str,
+    choices: Choices,
+    out: Path,
+    *,
+    batch_size: int,
+    save_adapters: bool = False,
+    scoring: Scoring | None = None,
 ) -> RunStore:
-    """Run what is not done yet of a run, and return its store."""
+    """Run what is not done yet of a run, and return its store.
+
+    Args:
+        suite: Name or path of the suite.
+        choices: What to run.
+        out: The run's folder.
+        batch_size: Images drawn at once.
+        save_adapters: Whether merged adapters are kept.
+        scoring: How the images will be scored, to be checked before any is drawn.
+    """
     from tqdm import tqdm
 
     from benchmark_data.load import load_suite
@@ -60,6 +122,7 @@ def generate(
     from mars2.run import prepare, run, unfinished
 
     run_plan = prepare(suite, load_suite(suite), choices)
+    check_scoring(run_plan, scoring)
     store = RunStore.create(out, run_plan.spec)
     jobs = unfinished(store, plan(run_plan.spec))
     if jobs:
@@ -141,7 +204,7 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
     from mars2.score import present_samples
     from mars2.score import score as score_images
 
-    names = [name.strip() for name in scoring.metrics.split(",") if name.strip()]
+    names = scoring.names
     for name in names:
         METRICS.get(name)  # a wrong name is found before anything is loaded
     references = find_references(store, scoring.suite)

@@ -43,6 +43,13 @@ def test_tensors_come_back_with_their_metadata(tmp_path: Path):
     assert [entry.name for entry in path.parent.iterdir()] == ["file.safetensors"]
 
 
+def test_files_are_as_readable_as_others(tmp_path: Path):
+    save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)}, {})
+    (tmp_path / "b.txt").write_text("")
+    modes = [(tmp_path / name).stat().st_mode for name in ("a.safetensors", "b.txt")]
+    assert modes[0] == modes[1]
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "file.safetensors"
     save_tensors(path, {"a": torch.zeros(1)}, {})
@@ -50,7 +57,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     def fails(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("baselines.training.save_file", fails)
+    monkeypatch.setattr("pathlib.Path.write_bytes", fails)
     with pytest.raises(OSError, match="disk full"):
         save_tensors(path, {"a": torch.ones(1)}, {})
     assert load_tensors(path)[0]["a"].item() == 0.0

@@ -212,6 +212,11 @@ def spoil(path: Path) -> None:
         (None, ("--adapters", "/none"), "no adapter of subject cat: /none/cat.safetensors"),
         (lambda w: (w.adapters / "ink.safetensors").unlink(), (), "no adapter of style ink"),
         (lambda w: spoil(w.adapters / "ink.safetensors"), (), "ink.safetensors"),
+        (None, ("--metrics", "mars2,clipp"), "clip"),
+        (None, ("--judge", "foo:bar"), "'foo'"),
+        (None, ("--layout", "foo"), "layout is 'foo'"),
+        (None, ("--prompts", "/none.toml"), "/none.toml"),
+        (lambda w: (w.folder / "ink_0.png").unlink(), (), "reference images are missing"),
     ],
 )
 def test_bad_runs_are_one_line_and_exit_code_2(
@@ -223,12 +228,13 @@ def test_bad_runs_are_one_line_and_exit_code_2(
     given = {"--suite": world.suite, "--method": "average", "--device": "cpu"}
     given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
     flat = [part for pair in given.items() for part in pair]
-    code, _, error = cli("run", *flat, "--out", tmp_path / "run")
-    assert code == 2
-    assert error.startswith("mars2: ")
-    assert error.count("\n") == 1
-    assert words in error
-    assert not (tmp_path / "run").exists()
+    for dry in ((), ("--dry-run",)):
+        code, _, error = cli("run", *flat, "--out", tmp_path / "run", *dry)
+        assert code == 2
+        assert error.startswith("mars2: ")
+        assert error.count("\n") == 1
+        assert words in error
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -252,6 +258,7 @@ def test_bad_runs_are_one_line_and_exit_code_2(
             "--split is test",
         ),
         (("data", "list", "miniwrld"), "miniworld"),
+        (("run", "--suite", "SUITE", "--method", "average", "--out", "/proc/x"), "/proc/x: "),
     ],
 )
 def test_other_mistakes(
