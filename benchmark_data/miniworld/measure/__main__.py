@@ -47,7 +47,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("training"), help="drawings, classifier")
     parser.add_argument("--out", type=Path, default=Path("runs/measure"), help="figures, pictures")
     parser.add_argument("--run", type=Path, help="scored run folder, for the part `suite`")
-    parser.add_argument("--images", type=int, help="images (base: 1000; loras: 20 a concept)")
+    parser.add_argument("--images", type=int, default=1000, help="of the part `base`, in all")
+    parser.add_argument("--each", type=int, default=20, help="images of the part `loras`, a prompt")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     if "suite" in chosen.parts and chosen.run is None:
@@ -93,14 +94,13 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
         batch_size=10,
     )
     if part == "base":
-        count = chosen.images or 1000
-        return measure_base(pipeline, classifier, chosen.out, images=count, seed=seed)
+        return measure_base(pipeline, classifier, chosen.out, images=chosen.images, seed=seed)
     return measure_loras(
         pipeline,
         classifier,
         weights / "loras",
         chosen.out,
-        images=chosen.images or 20,
+        images=chosen.each,
         seed=seed,
     )
 
