@@ -203,7 +203,7 @@ class _Encoded:
             for path in concept.images:
                 with Image.open(path) as image:
                     images.append(image.convert("RGB"))
-            self._concepts[concept.id] = encode_concept(self._denoiser, images, concept.prompt)
+            self._concepts[concept.id] = encode_concept(self._denoiser, images, concept.prompts)
         return self._concepts[concept.id]
 
 
@@ -239,7 +239,7 @@ def _fingerprint(
     for harmless in ("steps", "save_every", "adapters_in_memory", "gradient_checkpointing"):
         del kept[harmless]
     concepts = [
-        [c.id, digests[c.adapter], c.prompt, [path.name for path in c.images]]
+        [c.id, digests[c.adapter], c.prompts, [path.name for path in c.images]]
         for pair in pairs
         for c in (pair.subject, pair.style)
     ]

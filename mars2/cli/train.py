@@ -77,7 +77,7 @@ def lora(
             adapter = train_lora(
                 denoiser,
                 [open_image(image) for image in images[one.id]],
-                one.prompt,
+                one.prompts,
                 settings,
                 checkpoint=state,
                 progress=partial(_show, bar),
