@@ -44,6 +44,7 @@ from benchmark_data.miniworld.world import (
 JITTER = 0.4  # silhouettes are learnt much sooner in moderate poses
 EASY = 20_000  # of the first images, more than half are without a pattern: begin easy, then widen
 DECAY = 0.999  # of the average of the weights, which is what is saved for use
+NOISY = 0.75  # timesteps are 1000 u^NOISY: much noise, where the caption decides, a bit more often
 DROPPED = 0.1  # share of images whose caption is left out, for classifier-free guidance
 
 
@@ -214,7 +215,8 @@ def run(
             for part in (firsts, seconds)
         )
         keep = torch.from_numpy((rng.random(batch_size) > DROPPED).astype(np.float32))
-        timesteps = torch.randint(0, 1000, (batch_size,), generator=generator)
+        even = torch.rand((batch_size,), generator=generator)
+        timesteps = (1000 * even**NOISY).long()
         noise = torch.randn(clean.shape, generator=generator)
         level = signal[timesteps][:, None, None, None]
         noisy = level.sqrt() * clean + (1 - level).sqrt() * noise

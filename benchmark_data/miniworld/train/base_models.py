@@ -155,13 +155,19 @@ def take_weights(models: Mapping[str, Any], tokenizer: CLIPTokenizer, folder: Pa
 
 
 def build_scheduler() -> EulerDiscreteScheduler:
-    """Return the sampler: v-prediction, scaled-linear betas, trailing spacing."""
+    """Return the sampler: v-prediction, scaled-linear betas down to no signal, trailing spacing.
+
+    With SDXL's own betas the noisiest latents still show the mean colour, and the model takes the
+    ground's colour from there: from pure noise it then paints whatever ground the noise suggests,
+    whatever the caption says (Lin et al. 2023, arXiv 2305.08891).
+    """
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
         timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
         interpolation_type="linear",
     )
 

@@ -68,7 +68,7 @@ class Scale:
     groups: int = 5000
     seeing: int = 3800
     comparing: int = 2400
-    answering: int = 2200
+    answering: int = 3600
     images: int = 96
     sequences: int = 24
     pairs: int = 32
