@@ -45,6 +45,7 @@ JITTER = 0.4  # silhouettes are learnt much sooner in moderate poses
 EASY = 20_000  # of the first images, more than half are without a pattern: begin easy, then widen
 DECAY = 0.999  # of the average of the weights, which is what is saved for use
 NOISY = 0.75  # timesteps are 1000 u^NOISY: much noise, where the caption decides, a bit more often
+NAMED = 0.7  # chance that a caption says the palette, and the texture
 DROPPED = 0.1  # share of images whose caption is left out, for classifier-free guidance
 
 
@@ -201,7 +202,9 @@ def run(
         rows = rng.integers(len(drawn), size=batch_size)
         clean = latents[torch.from_numpy(rows)].float()
         pictured = [drawn[row] for row in rows]
-        texts = [caption(thing, look, rng, palette=0.5, texture=0.5) for thing, look in pictured]
+        texts = [
+            caption(thing, look, rng, palette=NAMED, texture=NAMED) for thing, look in pictured
+        ]
         firsts, seconds = zip(*(with_unknown_words(text, rng) for text in texts), strict=True)
         unknown_words(models, tokenizer, UNKNOWN, seed * 1_000_003 + step)
         ids, ids_2 = (

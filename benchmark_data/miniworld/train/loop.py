@@ -69,17 +69,24 @@ def plain_state(module: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+NOT_MUON = ("embed", "lm_head", "head", "text_encoder")
+
+
 def muon_and_adam(
     modules: Sequence[nn.Module], *, muon: float, adam: float
 ) -> tuple[dict[str, torch.optim.Optimizer], dict[str, float]]:
-    """Muon for the matrices between a network's layers, AdamW for all else, and their rates."""
+    """Muon for the matrices between a network's layers, AdamW for all else, and their rates.
+
+    Text encoders are all else: under Muon their output grew to norms of 300 around the one word
+    that mattered most, and the attention on it saturated, so that further words were never learnt.
+    """
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for module in modules:
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            inner = parameter.ndim == 2 and not any(w in name for w in ("embed", "lm_head", "head"))
+            inner = parameter.ndim == 2 and not any(w in name for w in NOT_MUON)
             (matrices if inner else others).append(parameter)
     optimizers: dict[str, torch.optim.Optimizer] = {
         "muon": torch.optim.Muon(matrices, lr=muon, weight_decay=0.01, adjust_lr_fn="original"),
