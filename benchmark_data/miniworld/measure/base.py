@@ -51,10 +51,10 @@ def measure_base(
     save_sheet(shown[: 12 * len(FAMILIES)], folder / "base.png", columns=len(FAMILIES))
     results = {name: cluster_mean(each, clusters) for name, each in values.items()}
     styled = [family for family in FAMILIES if family != "photo"]
-    right: list[float] = []
+    shares: list[float] = []
     for number in range(images // EACH):
         look = random_look(rng, families=(styled[number % len(styled)],))
         text = caption(random_thing(rng), look, rng, drop=0.0, palette=1.0, texture=1.0)
         reading = classifier.read(pipeline.generate(None, text, [number]))
-        right += map(float, reading.is_in(look))
-    return {**results, "setting": cluster_mean(right, range(len(right)))}
+        shares += map(float, reading.is_in(look))
+    return {**results, "setting": cluster_mean(shares, range(len(shares)))}
