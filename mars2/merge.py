@@ -54,6 +54,11 @@ def merge_files(
             f"{found.name} optimises for a pair with the base model and reference images: "
             "use `mars2 run --save-adapters`"
         )
+    if found.kind == "policy":
+        raise RunError(
+            f"{found.name} weighs the LoRAs anew at every denoising step: there is no one merge to "
+            "save; use `mars2 run`"
+        )
     written_as = check_spelling(spelling)
     for path in files:
         if not path.is_file():

@@ -16,6 +16,7 @@ BUILT_INS = (
     *("ties", "dare", "dare_ties", "magnitude", "della", "breadcrumbs"),
     *("ties_factors", "dare_factors", "dare_ties_factors", "magnitude_factors"),
     *("svd_merge", "knots", "core_space", "tsv_m", "iso_c", "np_lora", "b_lora_filter"),
+    *("k_lora", "est_lora", "switch", "composite"),
 )
 OPTIONS: dict[str, dict[str, Any]] = {
     "ziplora": {"steps": 2},
