@@ -188,6 +188,22 @@ def hypernet(
     normalize: Annotated[
         bool | None, typer.Option(help="Divide the columns by their root mean square.")
     ] = None,
+    predict: Annotated[
+        str | None,
+        typer.Option(help="Projections to predict, such as q, q+out (the paper's) or q+k+v+out."),
+    ] = None,
+    reads: Annotated[
+        str | None,
+        typer.Option(
+            help="columns (the paper's), or features, which serve any width and base model."
+        ),
+    ] = None,
+    single_input: Annotated[
+        bool | None, typer.Option(help="One input layer for all widths, not one for each.")
+    ] = None,
+    attention: Annotated[
+        bool | None, typer.Option(help="Let the columns of a layer see each other.")
+    ] = None,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out concepts without adapter or image.")
     ] = False,
@@ -222,6 +238,10 @@ def hypernet(
         "batch_size": batch_size,
         "hidden": hidden,
         "normalize": normalize,
+        "projections": None if predict is None else _projections(predict),
+        "reads": reads,
+        "single_input": single_input,
+        "attention": attention,
         "seed": seed,
         "gradient_checkpointing": gradient_checkpointing,
     }
@@ -236,6 +256,15 @@ def hypernet(
     save_checkpoint(network, out, Provenance(loaded.name, loaded.revision, settings.steps))
     state.unlink(missing_ok=True)
     print(out)
+
+
+def _projections(text: str) -> tuple[str, ...]:
+    """Return the layers' endings: "q+out" -> to_q and to_out.0."""
+    endings = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+    parts = text.split("+")
+    if any(part not in endings or parts.count(part) > 1 for part in parts):
+        raise RunError(f"--predict is {text!r}; join some of q, k, v and out by +, such as q+out")
+    return tuple(endings[part] for part in parts)
 
 
 def _chosen(suite: Suite, names: list[str], *, every: bool, split: str | None) -> list[Concept]:

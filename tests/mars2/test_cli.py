@@ -268,6 +268,14 @@ def test_bad_runs_are_one_line_and_exit_code_2(
             ("train", "hypernet", "--suite", "SUITE", "--out", "x", "--split", "test"),
             "--split is test",
         ),
+        (
+            ("train", "hypernet", "--suite", "SUITE", "--out", "x", "--predict", "q+x"),
+            "--predict is 'q+x'; join some of q, k, v and out",
+        ),
+        (
+            ("train", "hypernet", "--suite", "SUITE", "--out", "x", "--reads", "rows"),
+            "reads is 'rows': it must be columns or features",
+        ),
         (("data", "list", "miniwrld"), "miniworld"),
         (("run", "--suite", "SUITE", "--method", "average", "--out", "/proc/x"), "/proc/x: "),
     ],
