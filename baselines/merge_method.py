@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from baselines.adapter import LoraAdapter, LowRankDelta, check_same_layers
+from baselines.adapter import LoraAdapter, LowRankDelta, check_same_layers, make_deltas
 from baselines.merging_loss import PairTask
 from baselines.options import Parameter, PluginError, nearest
 from baselines.policy import Policy
@@ -47,6 +47,8 @@ class MergeMethod:
         **options: Any,
     ) -> LoraAdapter:
         """Merge adapters, in their order; the result is float32 or float64.
+
+        A layer method's merge of lazy adapters is lazy: a layer is merged when it is asked for.
 
         Args:
             adapters: At least one; a layer method needs the same layers in all of them.
@@ -122,19 +124,21 @@ class MergeMethod:
         self, adapters: Sequence[LoraAdapter], seed: int, options: Mapping[str, Any]
     ) -> LoraAdapter:
         check_same_layers(adapters)
-        merged = {}
-        for layer, first in adapters[0].deltas.items():
+        shapes = adapters[0].shapes()
+
+        def merge(layer: str) -> LowRankDelta:
             supplied = {"rng": generator_for(seed, layer)} if "rng" in self.supplied else {}
             deltas = [adapter.deltas[layer] for adapter in adapters]
             delta = self.function(deltas, **supplied, **options)
-            if not isinstance(delta, LowRankDelta) or delta.shape != first.shape:
+            if not isinstance(delta, LowRankDelta) or delta.shape != shapes[layer]:
                 what = f"shape {delta.shape}" if isinstance(delta, LowRankDelta) else type(delta)
                 raise PluginError(
                     f"method {self.name!r} returned {what} for layer {layer!r}, not a LowRankDelta "
-                    f"of shape {first.shape}"
+                    f"of shape {shapes[layer]}"
                 )
-            merged[layer] = delta
-        return LoraAdapter(merged)
+            return delta
+
+        return LoraAdapter(make_deltas(shapes, merge, source=adapters))
 
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options with the values to be used: those given, parsed and checked, and defaults.

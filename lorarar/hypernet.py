@@ -25,8 +25,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta, check_same_layers
-from baselines.merging_loss import Coefficients, merge_with_coefficients
+from baselines.adapter import (
+    AdapterError,
+    LoraAdapter,
+    LowRankDelta,
+    check_same_layers,
+    make_deltas,
+)
+from baselines.merging_loss import Coefficients
 from baselines.training import generator_for
 from lorarar.attention import ColumnAttention
 from lorarar.features import FEATURES, column_features
@@ -129,28 +135,42 @@ class HyperNetwork(nn.Module):
             AdapterError: If the adapters' layers differ, none is predicted, or a layer has a width
                 that the hypernetwork lacks.
         """
-        check_same_layers([subject, style])
-        coefficients = {
+        self._check(subject, style)
+        return {
             layer: self._columns(layer, delta, style.deltas[layer])
             for layer, delta in subject.deltas.items()
             if self.predicts(layer)
         }
-        if not coefficients:
-            raise AdapterError(
-                f"the adapters have no layer that ends with {' or '.join(self.projections)}: "
-                "the hypernetwork has nothing to predict"
-            )
-        return coefficients
 
     def merge(
         self, subject: LoraAdapter, style: LoraAdapter, *, kv_weight: float | None = None
     ) -> LoraAdapter:
         """The merged adapter, exact and factored; its rank is the sum of the two.
 
-        ``kv_weight`` replaces the hypernetwork's own.
+        It is lazy if one of the adapters is. ``kv_weight`` replaces the hypernetwork's own.
+
+        Raises:
+            AdapterError: As ``forward``.
         """
+        self._check(subject, style)
         weight = self.kv_weight if kv_weight is None else kv_weight
-        return merge_with_coefficients(subject, style, self(subject, style), default=weight)
+
+        def merge(layer: str) -> LowRankDelta:
+            one, other = subject.deltas[layer], style.deltas[layer]
+            if not self.predicts(layer):
+                return weight * one + weight * other
+            m_subject, m_style = self._columns(layer, one, other)
+            return one.scale_columns(m_subject) + other.scale_columns(m_style)
+
+        return LoraAdapter(make_deltas(subject.shapes(), merge, source=[subject, style]))
+
+    def _check(self, subject: LoraAdapter, style: LoraAdapter) -> None:
+        check_same_layers([subject, style])
+        if not any(map(self.predicts, subject.deltas)):
+            raise AdapterError(
+                f"the adapters have no layer that ends with {' or '.join(self.projections)}: "
+                "the hypernetwork has nothing to predict"
+            )
 
     def _columns(
         self, layer: str, subject: LowRankDelta, style: LowRankDelta
