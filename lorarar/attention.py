@@ -34,4 +34,5 @@ class ColumnAttention(nn.Module):
         columns = hidden.T[None]  # (1, d_in, hidden)
         query, key, value = self.queries_keys_values(columns).chunk(3, dim=-1)
         seen = functional.scaled_dot_product_attention(query, key, value)
-        return (columns + self.output(seen))[0].T
+        summed: Tensor = columns + self.output(seen)
+        return summed[0].T

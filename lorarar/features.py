@@ -48,7 +48,8 @@ def column_features(subject: LowRankDelta, style: LowRankDelta, *, normalize: bo
 def _column_norms(up: Tensor, down: Tensor) -> Tensor:
     """The norms of the columns of ``up @ down``, ``(d_in,)``, without building it."""
     square = torch.linalg.qr(up, mode="r").R @ down  # as long as the columns, and rank high
-    return torch.linalg.vector_norm(square, dim=0)
+    norms: Tensor = torch.linalg.vector_norm(square, dim=0)
+    return norms
 
 
 def _output_space(delta: LowRankDelta) -> Tensor:
