@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
+@lru_cache(maxsize=1)
 def meta_unet() -> nn.Module:
     """Return SDXL's UNet without weights."""
     with torch.device("meta"):
