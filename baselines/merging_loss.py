@@ -43,22 +43,22 @@ class PairTask:
     denoiser: Denoiser
     subject_images: Sequence[Image]
     """The subject's reference images."""
-    subject_prompt: str
-    """The prompt its LoRA was trained with."""
+    subject_prompts: Sequence[str]
+    """For each image, the prompt its LoRA was trained with."""
     style_images: Sequence[Image]
     """The style's reference images."""
-    style_prompt: str
-    """The prompt its LoRA was trained with."""
+    style_prompts: Sequence[str]
+    """For each image, the prompt its LoRA was trained with."""
 
 
 @dataclass(frozen=True)
 class EncodedConcept:
-    """A subject's or style's images and prompt, encoded once."""
+    """A subject's or style's images and their prompts, encoded once."""
 
     latents: Tensor
     """``(n, c, h, w)``."""
     conditioning: Conditioning
-    """Of the one prompt, ``(1, ...)``."""
+    """Of each image's prompt, ``(n, ...)``."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,20 @@ class Loss:
     """Sum over layers, not yet weighted."""
 
 
-def encode_concept(denoiser: Denoiser, images: Sequence[Image], prompt: str) -> EncodedConcept:
-    """Encode a concept's images and prompt for ``draw_batch``.
+def encode_concept(
+    denoiser: Denoiser, images: Sequence[Image], prompts: Sequence[str]
+) -> EncodedConcept:
+    """Encode a concept's images, each with its prompt, for ``draw_batch``.
 
     Raises:
-        ValueError: If there is no image.
+        ValueError: If there is no image, or not a prompt for each.
     """
-    if not images:
-        raise ValueError(f"no images for the prompt {prompt!r}: give at least one")
-    return EncodedConcept(denoiser.encode_images(images), denoiser.encode_prompts([prompt]))
+    if not images or len(images) != len(prompts):
+        raise ValueError(
+            f"{len(images)} images and {len(prompts)} prompts: give at least one image, and a "
+            "prompt for each"
+        )
+    return EncodedConcept(denoiser.encode_images(images), denoiser.encode_prompts(prompts))
 
 
 def draw_batch(
@@ -112,15 +117,17 @@ def draw_batch(
     timesteps = torch.randint(denoiser.train_timesteps, (size,), generator=generator)
     noise = torch.randn((size, *subject.latents.shape[1:]), generator=generator)
     rows = [
-        concept.latents[torch.randint(len(concept.latents), (size,), generator=generator)]
+        torch.randint(len(concept.latents), (size,), generator=generator)
         for concept in (subject, style)
     ]
-    latents = torch.cat(rows)
+    latents = torch.cat([subject.latents[rows[0]], style.latents[rows[1]]])
     both_timesteps = timesteps.repeat(2).to(latents.device)
     both_noises = noise.repeat(2, 1, 1, 1).to(latents)
     noisy = denoiser.add_noise(latents, both_noises, both_timesteps)
     target = denoiser.target(latents, both_noises, both_timesteps)
-    conditioning = Conditioning.cat([c.conditioning[[0] * size] for c in (subject, style)])
+    conditioning = Conditioning.cat(
+        [subject.conditioning[rows[0].tolist()], style.conditioning[rows[1].tolist()]]
+    )
     return TaskBatch(denoiser, noisy, both_timesteps, conditioning, target)
 
 

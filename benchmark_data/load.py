@@ -165,16 +165,17 @@ class _Reader:
             raise SuiteError(f"{where}: url {source.url!r} may have {{concept}} and {{file}} only")
         url = table.text("url", source.url.replace("{concept}", concept).replace("{file}", file))
         licence, sha256 = table.text("licence", source.licence), table.text("sha256", "")
+        prompt = table.text("prompt", "")
         table.finish()
         if sha256 and not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise SuiteError(f"{where}: sha256 {sha256!r} must be 64 hexadecimal digits")
         if url and not re.match(r"https?://[^/\s]", url):
             raise SuiteError(f"{where}: url {url!r} must begin with https:// or http://")
         if not url and not manual:
-            return Reference(self.located(file), file, "", licence, sha256 or None)
+            return Reference(self.located(file), file, "", licence, sha256 or None, "", prompt)
         if not re.fullmatch(r"[^./\\\s][^/\\]*", file):
             raise SuiteError(f"{where}: file {file!r} must be a plain name to keep the image under")
-        return Reference(None, file, url, licence, sha256 or None, manual)
+        return Reference(None, file, url, licence, sha256 or None, manual, prompt)
 
     # --- pairs ---
 

@@ -28,6 +28,7 @@ class Reference:
         licence: On what terms, or "".
         sha256: What the suite demands of the file's content; None: nothing.
         manual: How to fetch it by hand, if it cannot be downloaded by a program; else "".
+        prompt: What to train with on this image, if it is not the concept's prompt; else "".
     """
 
     path: Path | None
@@ -36,6 +37,7 @@ class Reference:
     licence: str = ""
     sha256: str | None = None
     manual: str = ""
+    prompt: str = ""
 
     @property
     def local(self) -> bool:
@@ -52,7 +54,7 @@ class Concept:
         role: Which of the two it is.
         split: The one split it belongs to.
         phrase: A subject's class noun; a style's name, as in "``{phrase}`` style".
-        prompt: The prompt its LoRA is trained with.
+        prompt: The prompt its LoRA is trained with, where a reference has none of its own.
         validation_prompt: A prompt to look at its LoRA with, or "".
         references: Its images, at least one.
         question_style: A style's name in the judge's question; "" for a subject. If a suite does
@@ -67,6 +69,11 @@ class Concept:
     validation_prompt: str
     references: tuple[Reference, ...]
     question_style: str = ""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What to train with on each reference: its own prompt, or the concept's."""
+        return tuple(reference.prompt or self.prompt for reference in self.references)
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def bench_pair(steps: int = 2) -> str:
         [open_image(path) for path in reference_paths([concept], suite.name)]
         for concept in (case.subject, case.style)
     ]
-    task = PairTask(denoiser, images[0], case.subject.prompt, images[1], case.style.prompt)
+    task = PairTask(denoiser, images[0], case.subject.prompts, images[1], case.style.prompts)
     lorarar = METHODS.get("lorarar")
     options = suite.method_options["lorarar"]
     lorarar(pair, **options)  # reads the checkpoint

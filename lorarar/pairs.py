@@ -21,13 +21,13 @@ class TrainingConcept:
         id: The concept's id.
         adapter: Its LoRA file.
         images: Its reference images, sorted.
-        prompt: The prompt its LoRA was trained with.
+        prompts: For each image, the prompt its LoRA was trained with.
     """
 
     id: str
     adapter: Path
     images: tuple[Path, ...]
-    prompt: str
+    prompts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def _concepts(
             continue
         adapter = adapters / f"{concept.id}.safetensors"
         images = sorted(
-            reference.path
-            for reference in concept.references
+            (reference.path, prompt)
+            for reference, prompt in zip(concept.references, concept.prompts, strict=True)
             if reference.path is not None and reference.path.is_file()
         )
         if not adapter.is_file():
@@ -91,5 +91,6 @@ def _concepts(
         elif not images:
             problems.append(f"{concept.role} {concept.id} has no reference image on this machine")
         else:
-            usable.append(TrainingConcept(concept.id, adapter, tuple(images), concept.prompt))
+            paths, prompts = zip(*images, strict=True)
+            usable.append(TrainingConcept(concept.id, adapter, paths, prompts))
     return usable

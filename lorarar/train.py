@@ -217,7 +217,7 @@ class _Encoded:
             for path in concept.images:
                 with Image.open(path) as image:
                     images.append(image.convert("RGB"))
-            self._concepts[concept.id] = encode_concept(self._denoiser, images, concept.prompt)
+            self._concepts[concept.id] = encode_concept(self._denoiser, images, concept.prompts)
         return self._concepts[concept.id]
 
 
@@ -256,7 +256,7 @@ def _fingerprint(
         if kept[variant] == getattr(HyperTraining, variant):
             del kept[variant]  # states from before there were variants are gone on with
     concepts = [
-        [c.id, digests[c.adapter], c.prompt, [path.name for path in c.images]]
+        [c.id, digests[c.adapter], c.prompts, [path.name for path in c.images]]
         for pair in pairs
         for c in (pair.subject, pair.style)
     ]

@@ -255,9 +255,9 @@ class _Worker:
         return PairTask(
             denoiser=self.pipeline.denoiser(),
             subject_images=self._images(subject),
-            subject_prompt=subject.prompt,
+            subject_prompts=subject.prompts,
             style_images=self._images(style),
-            style_prompt=style.prompt,
+            style_prompts=style.prompts,
         )
 
     def _images(self, concept: Concept) -> list[Image.Image]:

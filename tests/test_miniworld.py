@@ -49,9 +49,9 @@ def test_the_saved_merge_draws_the_fused_image(
     task = PairTask(
         denoiser=ours.denoiser(),
         subject_images=open_references(case.subject),
-        subject_prompt=case.subject.prompt,
+        subject_prompts=case.subject.prompts,
         style_images=open_references(case.style),
-        style_prompt=case.style.prompt,
+        style_prompts=case.style.prompts,
     )
     options = {**suite.method_options.get(method.name, {}), **passed}
     merged = method(adapters, task=task if method.kind == "fit" else None, **options)

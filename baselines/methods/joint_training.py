@@ -60,8 +60,7 @@ def joint_training(
         )
     except ValueError as error:
         raise AdapterError(f"joint_training: {error}") from error
-    prompts = [task.subject_prompt] * len(task.subject_images)
-    prompts += [task.style_prompt] * len(task.style_images)
+    prompts = [*task.subject_prompts, *task.style_prompts]
     images = [*task.subject_images, *task.style_images]
     trained = train_lora(task.denoiser, images, prompts, settings)
     home = next((d.down.device for a in adapters for d in a.deltas.values()), None)

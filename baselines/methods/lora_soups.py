@@ -65,8 +65,8 @@ def lora_soups(
     layers = subject.layers
     weights = torch.full((len(layers), 2), init, device=denoiser.device, requires_grad=True)
     optimizer = torch.optim.AdamW([weights], lr=lr, weight_decay=weight_decay)
-    of_subject = encode_concept(denoiser, task.subject_images, task.subject_prompt)
-    of_style = encode_concept(denoiser, task.style_images, task.style_prompt)
+    of_subject = encode_concept(denoiser, task.subject_images, task.subject_prompts)
+    of_style = encode_concept(denoiser, task.style_images, task.style_prompts)
     with denoiser.gradient_checkpointing(enabled=gradient_checkpointing):
         for step in range(steps):
             batch = draw_batch(

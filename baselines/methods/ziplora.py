@@ -77,8 +77,8 @@ def ziplora(
         lr=lr,
         weight_decay=weight_decay,
     )
-    of_subject = encode_concept(denoiser, task.subject_images, task.subject_prompt)
-    of_style = encode_concept(denoiser, task.style_images, task.style_prompt)
+    of_subject = encode_concept(denoiser, task.subject_images, task.subject_prompts)
+    of_style = encode_concept(denoiser, task.style_images, task.style_prompts)
     with denoiser.gradient_checkpointing(enabled=gradient_checkpointing):
         for step in range(steps):
             batch = draw_batch(

@@ -341,6 +341,13 @@ WORDS: tuple[str, ...] = tuple(
         | {*CATEGORIES, *PARTS.values(), *COLOURS, *PATTERNS[1:], *FAMILIES}
     )
 )
+SETTING_WORDS: tuple[str, ...] = tuple(
+    sorted(
+        {word for names in PALETTES.values() for name in names for word in name.split("_")}
+        | {texture for names in TEXTURES.values() for texture in names}
+    )
+)
+"""What captions may say of a look beside its family."""
 
 
 def _a(words: str) -> str:
@@ -355,22 +362,36 @@ def _describe(thing: Thing, *, body: bool = True, pattern: bool = True, accent: 
     return text + (f" with {' and '.join(with_)}" if with_ else "")
 
 
-def caption(thing: Thing, look: Look, rng: np.random.Generator, drop: float = 0.3) -> str:
-    """A caption of the base model's training data, at most 12 words.
+def caption(
+    thing: Thing,
+    look: Look,
+    rng: np.random.Generator,
+    drop: float = 0.3,
+    *,
+    palette: float = 0.0,
+    texture: float = 0.0,
+) -> str:
+    """A caption of the base model's training data, at most 16 words.
 
     With probability ``drop`` the caption is short: each of body colour, pattern and accent is then
     left out with probability 2/3. Every other photo is called none, so that no style means photo.
+    The look's palette and texture are named with the given probabilities.
 
     >>> rng = np.random.default_rng(0)
     >>> thing = Thing("mug", "red", "green", "spots", "yellow")
     >>> caption(thing, Look("neon", "black", "tube"), rng, drop=0)
     'a red mug with yellow spots and green handle in neon style'
+    >>> caption(thing, Look("line", "sepia_on_tan", "bold"), rng, drop=0, palette=1, texture=1)
+    'a red mug with yellow spots and green handle in sepia on tan bold line style'
     """
     full = rng.random() >= drop
     body, pattern, accent = (rng.random(3) < 1 / 3) | full
     nameless = look.family == "photo" and rng.random() < 0.5
     text = _describe(thing, body=bool(body), pattern=bool(pattern), accent=bool(accent))
-    return text if nameless else f"{text} in {look.family} style"
+    chances = rng.random(2) < (palette, texture) if palette or texture else (False, False)
+    named = [look.palette.replace("_", " ")] if chances[0] and look.family != "photo" else []
+    named += [look.texture] if chances[1] and look.family != "photo" else []
+    return text if nameless else f"{text} in {' '.join([*named, look.family])} style"
 
 
 def prompt(subject: Subject, style: Style) -> str:

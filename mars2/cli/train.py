@@ -77,7 +77,7 @@ def lora(
             adapter = train_lora(
                 denoiser,
                 [open_image(image) for image in images[one.id]],
-                one.prompt,
+                one.prompts,
                 settings,
                 checkpoint=state,
                 progress=partial(_show, bar),
@@ -153,7 +153,11 @@ def joint(
             continue
         state = out / f".{one.id}.training.safetensors"
         out.mkdir(parents=True, exist_ok=True)
-        shown = [(image, c.prompt) for c in (one.subject, one.style) for image in images[c.id]]
+        shown = [
+            shown
+            for concept in (one.subject, one.style)
+            for shown in zip(images[concept.id], concept.prompts, strict=True)
+        ]
         with tqdm(total=settings.steps, desc=one.id, unit="step", disable=None) as bar:
             adapter = train_lora(
                 denoiser,

@@ -43,7 +43,9 @@ def test_every_built_in_method_passes(
     method = METHODS.get(name)
     task = None
     if method.kind == "fit":
-        task = PairTask(tiny_denoiser, [random_image(0)], "a dog", [random_image(1)], "oil style")
+        task = PairTask(
+            tiny_denoiser, [random_image(0)], ["a dog"], [random_image(1)], ["oil style"]
+        )
     check_merge_method(method, task=task, **OPTIONS.get(name, {}))
 
 

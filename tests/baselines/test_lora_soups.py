@@ -20,7 +20,11 @@ from baselines.registry import METHODS
 @pytest.fixture(scope="module")
 def task(tiny_denoiser: Denoiser, random_image: Callable[..., Image]) -> PairTask:
     return PairTask(
-        tiny_denoiser, [random_image(0), random_image(1)], "a dog", [random_image(2)], "oil style"
+        tiny_denoiser,
+        [random_image(0), random_image(1)],
+        ["a dog", "a puppy"],
+        [random_image(2)],
+        ["oil style"],
     )
 
 
@@ -45,8 +49,8 @@ def learnt(merged: LoraAdapter, pair: list[LoraAdapter]) -> torch.Tensor:
 def loss_on(task: PairTask, adapter: LoraAdapter, seed: int, size: int) -> torch.Tensor:
     batch = draw_batch(
         task.denoiser,
-        encode_concept(task.denoiser, task.subject_images, task.subject_prompt),
-        encode_concept(task.denoiser, task.style_images, task.style_prompt),
+        encode_concept(task.denoiser, task.subject_images, task.subject_prompts),
+        encode_concept(task.denoiser, task.style_images, task.style_prompts),
         size,
         torch.Generator().manual_seed(seed),
     )
@@ -64,7 +68,7 @@ def test_soups_lower_the_training_loss_on_draws_they_have_not_seen(
 
 
 def test_the_target_is_the_noise_that_was_added(task: PairTask):
-    encoded = encode_concept(task.denoiser, task.subject_images, task.subject_prompt)
+    encoded = encode_concept(task.denoiser, task.subject_images, task.subject_prompts)
     batch = draw_batch(task.denoiser, encoded, encoded, 2, torch.Generator().manual_seed(0))
     for row in range(4):
         noise = batch.target[row : row + 1]
@@ -109,7 +113,7 @@ def test_joint_training_is_dreambooth_on_both(task: PairTask, pair: list[LoraAda
     expected = train_lora(
         task.denoiser,
         [*task.subject_images, *task.style_images],
-        ["a dog", "a dog", "oil style"],
+        ["a dog", "a puppy", "oil style"],
         LoraTraining(rank=5, lr=1e-3, steps=2, seed=4),
     )
     assert merged.digest() == expected.digest()

@@ -37,8 +37,8 @@ def draw_coefficients(adapter: LoraAdapter, seed: int, dtype: torch.dtype) -> Co
 @pytest.fixture(scope="module")
 def batch(tiny_denoiser_double: Denoiser, random_image: Callable[..., Image]) -> TaskBatch:
     denoiser = tiny_denoiser_double
-    subject = encode_concept(denoiser, [random_image(0), random_image(1)], "a dog")
-    style = encode_concept(denoiser, [random_image(2)], "a house in oil style")
+    subject = encode_concept(denoiser, [random_image(0), random_image(1)], ["a dog"] * 2)
+    style = encode_concept(denoiser, [random_image(2)], ["a house in oil style"])
     return draw_batch(denoiser, subject, style, 2, torch.Generator().manual_seed(3))
 
 
@@ -112,8 +112,8 @@ def test_batch_shares_noise_and_timesteps(
     tiny_denoiser: Denoiser, random_image: Callable[..., Image]
 ):
     image = random_image(0)
-    subject = encode_concept(tiny_denoiser, [image], "a dog")
-    style = encode_concept(tiny_denoiser, [image], "oil style")
+    subject = encode_concept(tiny_denoiser, [image], ["a dog"])
+    style = encode_concept(tiny_denoiser, [image], ["oil style"])
     batch = draw_batch(tiny_denoiser, subject, style, 3, torch.Generator().manual_seed(0))
     assert torch.equal(batch.noisy[:3], batch.noisy[3:])  # same image, noise and timestep
     assert torch.equal(batch.timesteps[:3], batch.timesteps[3:])
@@ -123,9 +123,39 @@ def test_batch_shares_noise_and_timesteps(
         assert torch.equal(batch.conditioning[[row]].pooled, concept.conditioning.pooled)
 
 
-def test_a_concept_needs_images(tiny_denoiser: Denoiser):
-    with pytest.raises(ValueError, match="no images for the prompt 'a dog'"):
-        encode_concept(tiny_denoiser, [], "a dog")
+def test_each_image_keeps_its_prompt(tiny_denoiser: Denoiser, random_image: Callable[..., Image]):
+    images, prompts = [random_image(0), random_image(1)], ["a dog", "a house in oil style"]
+    both = encode_concept(tiny_denoiser, images, prompts)
+    alone = [encode_concept(tiny_denoiser, [i], [p]) for i, p in zip(images, prompts, strict=True)]
+    generator = torch.Generator().manual_seed(0)
+    batch = draw_batch(tiny_denoiser, both, both, 4, generator)
+    generator = torch.Generator().manual_seed(0)
+    timesteps = torch.randint(tiny_denoiser.train_timesteps, (4,), generator=generator)
+    noise = torch.randn((4, *both.latents.shape[1:]), generator=generator)
+    seen = set()
+    for row in range(8):
+        fits = [
+            torch.allclose(
+                batch.noisy[row],
+                tiny_denoiser.add_noise(one.latents, noise[[row % 4]], timesteps[[row % 4]])[0],
+                atol=1e-5,
+            )
+            for one in alone
+        ]
+        assert sum(fits) == 1
+        shown = fits.index(True)
+        seen.add(shown)
+        pooled = batch.conditioning[[row]].pooled
+        torch.testing.assert_close(pooled, alone[shown].conditioning.pooled)
+    assert seen == {0, 1}
+
+
+def test_a_concept_needs_images_and_a_prompt_for_each(
+    tiny_denoiser: Denoiser, random_image: Callable[..., Image]
+):
+    for images, prompts in (([], []), ([random_image(0)], ["a dog", "a cat"])):
+        with pytest.raises(ValueError, match=f"{len(images)} images and {len(prompts)} prompts"):
+            encode_concept(tiny_denoiser, images, prompts)
 
 
 def predict_dense(batch: TaskBatch, rows: slice, weights: dict[str, Tensor]) -> Tensor:

@@ -22,7 +22,11 @@ from baselines.registry import METHODS
 @pytest.fixture(scope="module")
 def task(tiny_denoiser: Denoiser, random_image: Callable[..., Image]) -> PairTask:
     return PairTask(
-        tiny_denoiser, [random_image(0), random_image(1)], "a dog", [random_image(2)], "oil style"
+        tiny_denoiser,
+        [random_image(0), random_image(1)],
+        ["a dog", "a dog"],
+        [random_image(2)],
+        ["oil style"],
     )
 
 
@@ -49,8 +53,8 @@ def test_lowers_the_loss_on_draws_it_has_not_seen(task: PairTask, pair: list[Lor
     merged = ziplora(pair, task, seed=0, steps=30, lr=0.03, batch_size=2)
     batch = draw_batch(
         task.denoiser,
-        encode_concept(task.denoiser, task.subject_images, task.subject_prompt),
-        encode_concept(task.denoiser, task.style_images, task.style_prompt),
+        encode_concept(task.denoiser, task.subject_images, task.subject_prompts),
+        encode_concept(task.denoiser, task.style_images, task.style_prompts),
         8,
         torch.Generator().manual_seed(99),
     )

@@ -100,6 +100,12 @@ def test_a_suite_may_say_the_questions_style(small_suite: SmallSuite) -> None:
     assert suite.styles["oil_painting2"].question_style == "Van"
 
 
+def test_a_reference_may_have_its_own_prompt(small_suite: SmallSuite) -> None:
+    own = '[{file = "00.png", prompt = "a mug on a table"}, "01.png"]'
+    mug = load_suite(small_suite(('["00.png", "01.png"]', own))).subjects["mug"]
+    assert mug.prompts == ("a mug on a table", mug.prompt)
+
+
 def test_seeds_may_be_listed(small_suite: SmallSuite) -> None:
     suite = load_suite(small_suite(("num_seeds = 3", "seeds = [7, 3]")))
     assert suite.cases["test"][0].seeds == (7, 3)

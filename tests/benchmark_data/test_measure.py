@@ -108,7 +108,9 @@ class Fixed(Classifier):
         return reading(*[self.fixed for _ in images])
 
 
-def test_base_counts_what_the_caption_says(tmp_path) -> None:
+def test_base_counts_what_the_caption_says(tmp_path, monkeypatch) -> None:
+    blank = draw(Thing("mug", "red", "green"), PHOTO, seed=0)
+    monkeypatch.setitem(globals(), "draw", lambda *_, **__: blank)
     mug = Thing("mug", "red", "green")
     results = base.measure_base(
         DrawnPipeline(mug, PHOTO), Fixed(mug, PHOTO), tmp_path, images=14 * 4 * 3, seed=0
@@ -117,6 +119,14 @@ def test_base_counts_what_the_caption_says(tmp_path) -> None:
     assert results["category"].n == 14 * 4 * 3
     assert results["body"].n_unscored == 3 * 4 * 3  # three families show no colours
     assert (tmp_path / "base.png").stat().st_size > 0
+    assert results["setting"].value == 0  # never asked for as a photo
+    neon = Look("neon", "black", "tube")
+    pipeline = DrawnPipeline(mug, neon)
+    results = base.measure_base(pipeline, Fixed(mug, neon), tmp_path, images=4 * 400, seed=0)
+    asked = [prompt.endswith("in black tube neon style") for prompt in pipeline.prompts[400:]]
+    assert len(asked) == results["setting"].n == 400
+    assert results["setting"].value == pytest.approx(sum(asked) / 400)
+    assert sum(asked) > 0
 
 
 def test_loras_are_measured_on_their_own_and_on_other_prompts(tmp_path, monkeypatch) -> None:

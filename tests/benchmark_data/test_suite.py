@@ -11,7 +11,7 @@ from benchmark_data.load import load_suite
 from benchmark_data.miniworld.train.references import (
     STYLE_REFERENCES,
     SUBJECT_REFERENCES,
-    style_thing,
+    style_things,
 )
 from benchmark_data.miniworld.world import (
     STYLES,
@@ -119,26 +119,29 @@ def test_lorarar_has_the_papers_settings(lorarar: Suite) -> None:
 # --- miniworld ---
 
 
-def world_concepts() -> list[tuple[str, str, str, str, str, list[str]]]:
-    """Id, role, split, phrase, prompt and files of the references, as the world has them."""
+Row = tuple[str, str, str, str, tuple[str, ...], list[str]]
+
+
+def world_concepts() -> list[Row]:
+    """Id, role, split, phrase, prompts and files of the references, as the world has them."""
 
     def files(id_: str, count: int) -> list[str]:
         return [f"package:miniworld/references/{id_}/{number}.png" for number in range(count)]
 
-    subjects = [
-        (s.id, "subject", s.split, s.class_noun, subject_prompt(s), files(s.id, SUBJECT_REFERENCES))
-        for s in SUBJECTS.values()
-    ]
-    styles = []
+    rows: list[Row] = []
+    for s in SUBJECTS.values():
+        texts = (subject_prompt(s),) * SUBJECT_REFERENCES
+        shown = files(s.id, SUBJECT_REFERENCES)
+        rows.append((s.id, "subject", s.split, s.class_noun, texts, shown))
     for s in STYLES.values():
-        text = style_prompt(style_thing(s.id), s)
-        styles.append((s.id, "style", s.split, s.phrase, text, files(s.id, STYLE_REFERENCES)))
-    return [*subjects, *styles]
+        texts = tuple(style_prompt(thing, s) for thing in style_things(s.id))
+        rows.append((s.id, "style", s.split, s.phrase, texts, files(s.id, STYLE_REFERENCES)))
+    return rows
 
 
-def as_row(concept: Concept) -> tuple[str, str, str, str, str, list[str]]:
+def as_row(concept: Concept) -> Row:
     files = [reference.file for reference in concept.references]
-    return (concept.id, concept.role, concept.split, concept.phrase, concept.prompt, files)
+    return (concept.id, concept.role, concept.split, concept.phrase, concept.prompts, files)
 
 
 def test_miniworld_says_what_the_world_says(miniworld: Suite) -> None:

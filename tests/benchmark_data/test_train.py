@@ -4,15 +4,32 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
-from benchmark_data.miniworld.train import autoencoder, base, loop, manifest, references
+from benchmark_data.miniworld.train import (
+    autoencoder,
+    base,
+    base_models,
+    loop,
+    manifest,
+    references,
+)
 from benchmark_data.miniworld.train.base_models import build_tokenizer
 from benchmark_data.miniworld.train.common import Clock, TrainingError
-from benchmark_data.miniworld.world import STYLES, SUBJECTS, TOKEN, WORDS
+from benchmark_data.miniworld.world import (
+    SETTING_WORDS,
+    STYLES,
+    SUBJECTS,
+    TOKEN,
+    WORDS,
+    caption,
+    random_look,
+    random_thing,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -79,8 +96,82 @@ def test_flat_convolutions_are_matrices_only_for_a_while() -> None:
 
 def test_every_word_is_one_token() -> None:
     tokenizer = build_tokenizer()
-    for word in [*WORDS, TOKEN, *(style.phrase for style in STYLES.values())]:
+    names = [TOKEN, *base_models.UNKNOWN, *(style.phrase for style in STYLES.values())]
+    for word in [*WORDS, *SETTING_WORDS, *names]:
         assert len(tokenizer.tokenize(word)) == 1, word
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        text = caption(random_thing(rng), random_look(rng), rng, drop=0, palette=1, texture=1)
+        for said in base.with_unknown_words(text, rng):
+            ids = tokenizer(said).input_ids
+            assert len(ids) == len(said.split()) + 2 <= base_models.TOKENS, said
+
+
+def test_captions_get_words_that_mean_nothing() -> None:
+    rng = np.random.default_rng(0)
+    text = "an orange cat with blue ears in red on tan rings woodcut style"
+    counts = {"name": 0, "both": 0, "second": 0}
+    for _ in range(4000):
+        first, second = base.with_unknown_words(text, rng)
+        words = first.split()
+        if words[1] in base_models.UNKNOWN:
+            counts["name"] += 1
+            assert words[0] == "a"
+            assert words[2:7] == text.split()[1:6]
+        unknown = [t.split(" in ")[1].split()[0] in base_models.UNKNOWN for t in (first, second)]
+        counts["both"] += all(unknown)
+        counts["second"] += unknown == [False, True]
+        assert unknown != [True, False]
+        assert first.split(" in ")[0] == second.split(" in ")[0]
+        if not unknown[0]:
+            assert first.endswith("in red on tan rings woodcut style")
+    assert counts["name"] / 4000 == pytest.approx(0.15, abs=0.03)
+    assert counts["both"] / 4000 == pytest.approx(0.2, abs=0.03)
+    assert counts["second"] / 4000 == pytest.approx(0.3, abs=0.03)
+
+
+def test_a_pipeline_begins_with_anothers_weights_and_its_words(
+    out_with_autoencoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(base_models, "SETTING_WORDS", ())
+        small = build_tokenizer()
+        models = base_models.build_models(small, 1)
+        base_models.save_pipeline(
+            models, small, out_with_autoencoder / "sdxl" / "vae", tmp_path / "start"
+        )
+    large = build_tokenizer()
+    assert len(large) > len(small)
+    other = base_models.build_models(large, 2)
+    fresh = other["text_encoder"].get_input_embeddings().weight.detach().clone()
+    base_models.take_weights(other, large, tmp_path / "start")
+    for name in ("unet", "text_encoder", "text_encoder_2"):
+        for key, value in other[name].state_dict().items():
+            if "token_embedding" not in key:
+                expected = models[name].state_dict()[key].half().float()
+                torch.testing.assert_close(value, expected, rtol=0, atol=0, msg=key)
+    new, old = large.get_vocab(), small.get_vocab()
+    table = other["text_encoder"].get_input_embeddings().weight
+    before = models["text_encoder"].get_input_embeddings().weight.half().float()
+    for word, row in new.items():
+        expected = before[old[word]] if word in old else fresh[row]
+        torch.testing.assert_close(table[row], expected, rtol=0, atol=0, msg=word)
+
+
+def test_unknown_words_are_as_large_as_known_ones_and_leave_the_rest_alone() -> None:
+    tokenizer = build_tokenizer()
+    models = base_models.build_models(tokenizer, 0)
+    tables = [models[n].get_input_embeddings().weight for n in ("text_encoder", "text_encoder_2")]
+    before = [table.detach().clone() for table in tables]
+    base_models.unknown_words(models, tokenizer, base_models.UNKNOWN, seed=0)
+    ids = [tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in base_models.UNKNOWN]
+    for table, old in zip(tables, before, strict=True):
+        changed = (table != old).any(1).nonzero().flatten().tolist()
+        assert sorted(changed) == sorted(ids)
+        assert table[ids].std().item() == pytest.approx(base_models.WORD_SCALE, rel=0.15)
+    once = tables[0].detach().clone()
+    base_models.unknown_words(models, tokenizer, base_models.UNKNOWN, seed=1)
+    assert not torch.equal(once[ids], tables[0][ids])
 
 
 def test_base_resumes_to_the_same_weights(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -10,12 +11,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmark_data.miniworld.train import clip, critic, dino, loop
+from benchmark_data.miniworld.train import clip, critic, critic_phases, dino, loop, painted
 from benchmark_data.miniworld.train.critic_measure import Reader
+from benchmark_data.miniworld.train.critic_phases import Pictures
 from benchmark_data.miniworld.train.degrade import degrade
 from benchmark_data.miniworld.train.drawings import (
     GROUP,
     LOOKS,
+    Pairs,
     described,
     draw_groups,
     make_bank,
@@ -23,7 +26,7 @@ from benchmark_data.miniworld.train.drawings import (
     style_pairs,
     subject_pairs,
 )
-from benchmark_data.miniworld.world import STYLES, SUBJECTS, same_in
+from benchmark_data.miniworld.world import FAMILIES, STYLES, SUBJECTS, same_in
 from mars2.judges import TEMPLATES, Question
 from mars2.judges.llava_onevision import LlavaOnevisionJudge
 from mars2.judges.prompts import choose
@@ -104,6 +107,48 @@ def test_damage_is_repeatable_and_touches_the_share_asked_for():
     share = (damaged != images).flatten(1).any(1).float().mean()
     assert 0.2 < share < 0.4  # 200 coins: a standard deviation of .03
     assert damaged.abs().max() <= 1
+
+
+def test_painting_over_is_repeatable_and_half_is_further_off(bank, tmp_path):
+    base = Path(painted.__file__).parents[1] / "weights" / "sdxl"
+    amounts = {"first": 2, "true": 4, "half": 4, "seed": 0}
+    made = painted.load_painted(base, bank, tmp_path, **amounts)
+    again = painted.load_painted(base, bank, tmp_path / "elsewhere", **amounts)
+    assert torch.equal(made.true, again.true)
+    assert torch.equal(made.half, again.half)
+    read = painted.load_painted(tmp_path / "no base", bank, tmp_path, **amounts)
+    assert torch.equal(made.true, read.true)
+    assert torch.equal(made.half, read.half)
+    assert made.first == 2
+    assert len(made.true) == 4
+    assert min(made.half_rows) >= 6
+    photo = FAMILIES.index("photo")
+    assert not (bank.families[made.half_rows] == photo).any()
+
+    def distance(pixels, rows):
+        return (pixels.float() - bank.pixels[rows].float()).abs().mean()
+
+    near, far = distance(made.true, range(2, 6)), distance(made.half, made.half_rows)
+    assert 0 < near < 0.7 * far
+
+
+def test_a_style_half_lost_is_no_answer_to_any_look(bank):
+    styled = np.flatnonzero(bank.families != FAMILIES.index("photo"))[:3]
+    half = torch.full((3, 3, 64, 64), 255, dtype=torch.uint8)
+    none = painted.Painted(bank.pixels[:0], 0, half, styled)
+    teacher = critic_phases.Critic(Pictures(bank, None, none), critic_phases.SMOKE, Path(), 0)
+    look = bank.looks[styled[0]]
+    rows = np.flatnonzero(bank.looks == look)[:1].repeat(400)
+    pairs = Pairs(rows, rows, np.ones(400, bool), np.zeros(400, bool))
+    for asked in (True, False):
+        rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+        asks = np.full(400, asked)
+        images, no = teacher._images(rows, pairs, asks, rng, generator)
+        white = (images[400:] == 1).flatten(1).all(1)
+        assert (white & ~no).sum() == 0
+        share = white.float().mean().item()
+        assert share == pytest.approx(critic_phases.HALF if asked else 0.0, abs=0.05)
+        assert share > 0 or not asked
 
 
 def test_a_killed_phase_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):

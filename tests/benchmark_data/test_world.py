@@ -14,6 +14,7 @@ from benchmark_data.miniworld.world import (
     MONOCHROME,
     PATTERNS,
     PHOTO,
+    SETTING_WORDS,
     STYLES,
     SUBJECTS,
     WORDS,
@@ -214,6 +215,15 @@ def test_captions_use_the_known_words() -> None:
     texts = [caption(random_thing(rng), random_look(rng), rng) for _ in range(5_000)]
     assert {word for text in texts for word in text.split()} == set(WORDS)
     assert max(len(text.split()) for text in texts) <= 12
+    said = [
+        caption(random_thing(rng), random_look(rng), rng, palette=1, texture=0.5)
+        for _ in range(5_000)
+    ]
+    assert {word for text in said for word in text.split()} == {*WORDS, *SETTING_WORDS} - {
+        "natural"
+    }  # a photo has no setting
+    assert max(len(text.split()) for text in said) <= 16
+    assert not {style.phrase for style in STYLES.values()} & set(SETTING_WORDS)
     assert not {style.phrase for style in STYLES.values()} & set(WORDS)
 
 

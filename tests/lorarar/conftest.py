@@ -23,7 +23,7 @@ def pairs(
         adapter, image = folder / f"{number}.safetensors", folder / f"{number}.png"
         save_adapter(random_adapter(30 + number, strength=0.6), adapter)
         random_image(30 + number).save(image)
-        return TrainingConcept(f"c{number}", adapter, (image,), prompt)
+        return TrainingConcept(f"c{number}", adapter, (image,), (prompt,))
 
     subjects = [concept(0, "a dog"), concept(1, "a mug")]
     styles = [concept(2, "a house in oil style"), concept(3, "a house in crayon style")]

@@ -20,7 +20,7 @@ def concept(folder: Path, name: str, role: str, split: str, *, files: int = 2) -
         id=name,
         role=role,
         split=split,
-        prompt=f"training prompt of {name}",
+        prompts=tuple(f"training prompt of {name} {n}" for n in range(files, -1, -1)),
         validation_prompt="TEST CAPTION",
         references=tuple(references),
     )
@@ -48,7 +48,7 @@ def test_crosses_the_train_split_in_order(suite: SimpleNamespace, tmp_path: Path
     first = pairs[0].subject
     assert first.adapter == tmp_path / "a.safetensors"
     assert first.images == (tmp_path / "a0.png", tmp_path / "a1.png")
-    assert first.prompt == "training prompt of a"
+    assert first.prompts == ("training prompt of a 1", "training prompt of a 2")
     assert "TEST CAPTION" not in repr(pairs)
 
 

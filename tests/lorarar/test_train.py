@@ -28,7 +28,7 @@ def mean_loss(denoiser: Denoiser, network: HyperNetwork, pairs: list[TrainingPai
         concepts = []
         for concept in (pair.subject, pair.style):
             with Image.open(concept.images[0]) as image:
-                concepts.append(encode_concept(denoiser, [image], concept.prompt))
+                concepts.append(encode_concept(denoiser, [image], concept.prompts))
         batch = draw_batch(denoiser, *concepts, 4, torch.Generator().manual_seed(number))
         with torch.no_grad():
             loss = merging_loss(batch, *adapters, network(*adapters), default=0.5)

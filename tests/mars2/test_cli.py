@@ -325,9 +325,9 @@ def test_joint_loras_are_the_methods(cli: Cli, world, tmp_path: Path) -> None:
     task = PairTask(
         load_denoiser(suite, None, dtype=None, device="cpu"),
         [Image.open(world.folder / f"cat_{number}.png") for number in range(2)],
-        suite.subjects["cat"].prompt,
+        suite.subjects["cat"].prompts,
         [Image.open(world.folder / "ink_0.png")],
-        suite.styles["ink"].prompt,
+        suite.styles["ink"].prompts,
     )
     pair = [load_adapter(world.adapters / f"{name}.safetensors") for name in ("cat", "ink")]
     method = METHODS.get("joint_training")

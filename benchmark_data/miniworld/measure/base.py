@@ -27,8 +27,9 @@ def measure_base(
 ) -> dict[str, Estimate]:
     """Shares of images in which an attribute of the caption is recognised; captions are clusters.
 
-    Colours and pattern count where the look lets them be told. A sheet of the first image of many
-    captions goes to ``folder/base.png``.
+    Colours and pattern count where the look lets them be told. "setting": the very look, where the
+    caption names family, palette and texture; one image for every four of the others. A sheet of
+    the first image of many captions goes to ``folder/base.png``.
     """
     rng = np.random.default_rng((seed, 31))
     values: dict[str, list[float | None]] = {name: [] for name in (*ATTRIBUTES, "family")}
@@ -48,4 +49,12 @@ def measure_base(
         values["family"] += [float(one) for one in reading.of("family") == FAMILIES.index(family)]
         clusters += [number] * EACH
     save_sheet(shown[: 12 * len(FAMILIES)], folder / "base.png", columns=len(FAMILIES))
-    return {name: cluster_mean(each, clusters) for name, each in values.items()}
+    results = {name: cluster_mean(each, clusters) for name, each in values.items()}
+    styled = [family for family in FAMILIES if family != "photo"]
+    right: list[float] = []
+    for number in range(images // EACH):
+        look = random_look(rng, families=(styled[number % len(styled)],))
+        text = caption(random_thing(rng), look, rng, drop=0.0, palette=1.0, texture=1.0)
+        reading = classifier.read(pipeline.generate(None, text, [number]))
+        right += map(float, reading.is_in(look))
+    return {**results, "setting": cluster_mean(right, range(len(right)))}

@@ -172,7 +172,7 @@ def accuracies(reading: Reading, truth: Tensor) -> dict[str, float]:
 
 
 def load_classifier(
-    work: Path, vae: Path, *, seed: int = 0, steps: int = 1800, count: int = 24_000
+    work: Path, vae: Path, *, seed: int = 0, steps: int = 4800, count: int = 40_000
 ) -> Classifier:
     """Train the classifier, or read it from ``work`` where that was done; resumes.
 

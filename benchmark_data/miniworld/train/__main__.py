@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="training steps instead of the stage's own")
     parser.add_argument("--smoke", action="store_true", help="tiny numbers: does it run?")
+    parser.add_argument("--start", type=Path, help="stage base: a pipeline to begin with")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -39,6 +40,7 @@ def main() -> None:
             smoke=arguments.smoke,
             seed=arguments.seed,
             steps=arguments.steps,
+            **({"start": arguments.start} if stage == "base" and arguments.start else {}),
         )
 
 

@@ -19,15 +19,20 @@ from benchmark_data.miniworld.train.autoencoder import CHANNELS, to_unit
 from benchmark_data.miniworld.train.base_models import (
     RESOLUTION,
     TOKENS,
+    UNKNOWN,
     alphas_cumprod,
     build_models,
     build_tokenizer,
     encode,
     save_pipeline,
+    take_weights,
+    unknown_words,
 )
 from benchmark_data.miniworld.train.common import TrainingError, load_state, log, save_state
 from benchmark_data.miniworld.train.loop import flat_convolutions, plain_state, train_phase
 from benchmark_data.miniworld.world import (
+    STYLES,
+    TOKEN,
     Look,
     Thing,
     caption,
@@ -39,6 +44,7 @@ from benchmark_data.miniworld.world import (
 JITTER = 0.4  # silhouettes are learnt much sooner in moderate poses
 EASY = 20_000  # of the first images, more than half are without a pattern: begin easy, then widen
 DECAY = 0.999  # of the average of the weights, which is what is saved for use
+NOISY = 0.75  # timesteps are 1000 u^NOISY: much noise, where the caption decides, a bit more often
 DROPPED = 0.1  # share of images whose caption is left out, for classifier-free guidance
 
 
@@ -82,6 +88,23 @@ def load_sets(paths: list[Path]) -> tuple[Tensor, list[tuple[Thing, Look]]]:
     return torch.cat(latents), drawn
 
 
+def with_unknown_words(text: str, rng: np.random.Generator) -> tuple[str, str]:
+    """A caption for each text encoder, with words in it that mean nothing, now and then.
+
+    A base model that never met an unknown word paints blots for one, and no LoRA mends that; one
+    that met some takes "in slate style" for some style or other, which a LoRA then decides. The
+    second encoder, whose pooled output no LoRA on attention can change, misses the style's name
+    more often.
+    """
+    chances, names = rng.random(3), rng.choice(UNKNOWN, 2)
+    if chances[0] < 0.15:
+        _, rest = text.split(" ", 1)
+        text = f"a {names[0]} {rest}"
+    described, style, _ = text.partition(" in ")
+    nameless = f"{described} in {names[1]} style" if style else text
+    return nameless if chances[1] < 0.2 else text, nameless if chances[1] < 0.5 else text
+
+
 def moving_average(average: Tensor, weight: Tensor, updates: Tensor | int) -> Tensor:
     """The average moved towards a weight; faster in the first steps."""
     count = int(updates)
@@ -97,22 +120,31 @@ class Pictures:
         seed: Of the drawings.
         chunk: Images in a set.
         chunks: Sets in all; a further one every 60 steps.
+        at_once: All of them from the first step on: the model knows the easy ones already.
     """
 
     def __init__(
-        self, vae: AutoencoderTiny, work: Path, *, seed: int, chunk: int, chunks: int
+        self,
+        vae: AutoencoderTiny,
+        work: Path,
+        *,
+        seed: int,
+        chunk: int,
+        chunks: int,
+        at_once: bool = False,
     ) -> None:
         self._vae, self._seed, self._chunk = vae, seed, chunk
         self._paths = [
             work / f"base-set-{seed}-{chunk}-{index}.safetensors" for index in range(chunks)
         ]
         self._available = 0
+        self._at_once = at_once
         self._latents = torch.empty(0)
         self._drawn: list[tuple[Thing, Look]] = []
 
     def at(self, step: int) -> tuple[Tensor, list[tuple[Thing, Look]]]:
         """Latents and what they show, of all sets that a step may draw from."""
-        wanted = min(1 + step // 60, len(self._paths))
+        wanted = len(self._paths) if self._at_once else min(1 + step // 60, len(self._paths))
         if self._available < wanted:
             for index, path in enumerate(self._paths[:wanted]):
                 if not path.exists():
@@ -123,8 +155,25 @@ class Pictures:
         return self._latents, self._drawn
 
 
-def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> None:
-    """Draw the training set in chunks, train, save `out/sdxl` (`work/sdxl-latest` on the way)."""
+def run(
+    out: Path,
+    work: Path,
+    *,
+    smoke: bool,
+    seed: int,
+    steps: int | None,
+    start: Path | None = None,
+) -> None:
+    """Draw the training set in chunks, train, save `out/sdxl` (`work/sdxl-latest` on the way).
+
+    Args:
+        out: Weights folder.
+        work: Checkpoints and drawings.
+        smoke: Tiny numbers.
+        seed: Of everything drawn.
+        steps: Instead of the stage's own.
+        start: A pipeline to begin with, such as the one that ships; None: with fresh weights.
+    """
     torch.set_num_threads(1)
     steps = steps or (6 if smoke else 12_000)
     batch_size = 8 if smoke else 64
@@ -133,9 +182,13 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
         raise TrainingError(f"no autoencoder in {vae_folder}: run the stage `autoencoder` first")
     vae = AutoencoderTiny.from_pretrained(vae_folder, dtype=torch.float32)
     chunk, chunks = (64, 1) if smoke else (5000, 16)
-    pictures = Pictures(vae, work, seed=seed, chunk=chunk, chunks=chunks)
+    pictures = Pictures(vae, work, seed=seed, chunk=chunk, chunks=chunks, at_once=start is not None)
     tokenizer = build_tokenizer()
     models = build_models(tokenizer, seed)
+    if start is not None:
+        take_weights(models, tokenizer, start)
+    names = [*(style.phrase for style in STYLES.values()), TOKEN]
+    unknown_words(models, tokenizer, names, seed)
     models["unet"].set_attn_processor(AttnProcessor())  # bf16 SDPA's backward is slow on CPUs
     signal = alphas_cumprod()
     time_ids = torch.tensor([[RESOLUTION, RESOLUTION, 0, 0, RESOLUTION, RESOLUTION]])
@@ -148,18 +201,28 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
         rows = rng.integers(len(drawn), size=batch_size)
         clean = latents[torch.from_numpy(rows)].float()
         pictured = [drawn[row] for row in rows]
-        texts = [caption(thing, look, rng) for thing, look in pictured]
-        ids = tokenizer(
-            texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
-        ).input_ids
+        texts = [caption(thing, look, rng, palette=0.5, texture=0.5) for thing, look in pictured]
+        firsts, seconds = zip(*(with_unknown_words(text, rng) for text in texts), strict=True)
+        unknown_words(models, tokenizer, UNKNOWN, seed * 1_000_003 + step)
+        ids, ids_2 = (
+            tokenizer(
+                list(part),
+                padding="max_length",
+                truncation=True,
+                max_length=TOKENS,
+                return_tensors="pt",
+            ).input_ids
+            for part in (firsts, seconds)
+        )
         keep = torch.from_numpy((rng.random(batch_size) > DROPPED).astype(np.float32))
-        timesteps = torch.randint(0, 1000, (batch_size,), generator=generator)
+        even = torch.rand((batch_size,), generator=generator)
+        timesteps = (1000 * even**NOISY).long()
         noise = torch.randn(clean.shape, generator=generator)
         level = signal[timesteps][:, None, None, None]
         noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
         target = level.sqrt() * noise - (1 - level).sqrt() * clean
         with torch.autocast("cpu", torch.bfloat16):
-            embeddings, pooled = encode(models, ids, keep)
+            embeddings, pooled = encode(models, ids, ids_2, keep)
             output = models["unet"](
                 noisy,
                 timesteps,

@@ -5,6 +5,7 @@ widths), so that every tool that reads SDXL reads it.
 """
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,19 @@ from transformers import (
 
 from benchmark_data.miniworld.train.autoencoder import CHANNELS
 from benchmark_data.miniworld.train.common import replace_folder, write_json
-from benchmark_data.miniworld.world import STYLES, TOKEN, WORDS
+from benchmark_data.miniworld.world import SETTING_WORDS, STYLES, TOKEN, WORDS
 
 RESOLUTION = 64
 TOKENS = 20
+UNKNOWN = tuple(f"extra{letter}" for letter in "abcdefgh")  # CLIP splits off digits
+"""Words without a meaning: what a name that the base model has never met is to it."""
+WORD_SCALE = 0.045  # standard deviation of an embedding that was trained
 
 
 def build_tokenizer() -> CLIPTokenizer:
     """Return a word-level CLIP tokenizer: base captions' words, style names, the rare token."""
-    words = sorted(set(WORDS) | {style.phrase for style in STYLES.values()})
-    words += [f"extra{index}" for index in range(8)]
+    words = sorted({*WORDS, *SETTING_WORDS} | {style.phrase for style in STYLES.values()})
+    words += UNKNOWN
     vocabulary: dict[str, int] = {}
     merges: list[tuple[str, str]] = []
 
@@ -121,14 +125,49 @@ def build_models(tokenizer: CLIPTokenizer, seed: int) -> dict[str, Any]:
     return {"unet": unet, "text_encoder": first, "text_encoder_2": second}
 
 
+def unknown_words(
+    models: Mapping[str, Any], tokenizer: CLIPTokenizer, words: Iterable[str], seed: int
+) -> None:
+    """Give words random embeddings of a known word's size, in both text encoders."""
+    ids = sorted(tokenizer(list(words), add_special_tokens=False).input_ids)
+    rows = torch.tensor(ids).flatten()
+    generator = torch.Generator().manual_seed(seed)
+    for name in ("text_encoder", "text_encoder_2"):
+        with torch.no_grad():
+            table = models[name].get_input_embeddings().weight
+            table[rows] = WORD_SCALE * torch.randn(len(rows), table.shape[1], generator=generator)
+
+
+def take_weights(models: Mapping[str, Any], tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Begin with the weights of a saved pipeline; its words keep their embeddings."""
+    pipe = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32)
+    old, new = pipe.tokenizer.get_vocab(), tokenizer.get_vocab()
+    both = [word for word in new if word in old]
+    here = torch.tensor([new[word] for word in both])
+    there = torch.tensor([old[word] for word in both])
+    for name, model in models.items():
+        state = getattr(pipe, name).state_dict()
+        for key in [key for key in state if key.endswith("token_embedding.weight")]:
+            table = model.get_input_embeddings().weight.detach().clone()
+            table[here] = state[key][there]
+            state[key] = table
+        model.load_state_dict(state)
+
+
 def build_scheduler() -> EulerDiscreteScheduler:
-    """Return the sampler: v-prediction, scaled-linear betas, trailing spacing."""
+    """Return the sampler: v-prediction, scaled-linear betas down to no signal, trailing spacing.
+
+    With SDXL's own betas the noisiest latents still show the mean colour, and the model takes the
+    ground's colour from there: from pure noise it then paints whatever ground the noise suggests,
+    whatever the caption says (Lin et al. 2023, arXiv 2305.08891).
+    """
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
         timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
         interpolation_type="linear",
     )
 
@@ -166,10 +205,15 @@ def save_pipeline(
     replace_folder(folder, write)
 
 
-def encode(models: dict[str, Any], ids: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Return SDXL's text conditioning; rows with keep = 0 are unconditional, that is zeros."""
+def encode(
+    models: dict[str, Any], ids: Tensor, ids_2: Tensor, keep: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return SDXL's text conditioning of a prompt for each encoder.
+
+    Rows with keep = 0 are unconditional, that is zeros.
+    """
     first = models["text_encoder"](ids, output_hidden_states=True)
-    second = models["text_encoder_2"](ids, output_hidden_states=True)
+    second = models["text_encoder_2"](ids_2, output_hidden_states=True)
     embeddings = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
     pooled = second.text_embeds
     return embeddings * keep[:, None, None], pooled * keep[:, None]

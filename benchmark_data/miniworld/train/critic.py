@@ -22,8 +22,10 @@ from benchmark_data.miniworld.train.critic_phases import SMOKE, Critic, Pictures
 from benchmark_data.miniworld.train.critic_questions import question, style_name
 from benchmark_data.miniworld.train.degrade import autoencoded
 from benchmark_data.miniworld.train.drawings import Bank, load_bank
+from benchmark_data.miniworld.train.painted import load_painted
 
 DECODED = 0.3  # share of the drawings that also go through the autoencoder
+PAINTED = (3072, 2048)  # drawings that the base model paints over, truly and half
 
 
 def load_decoded(bank: Bank, vae: Path, work: Path, seed: int) -> Tensor | None:
@@ -55,7 +57,15 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
         names = ("seeing", "comparing", "answering")
         scale = replace(scale, **{n: max(1, round(getattr(scale, n) * share)) for n in names})
     bank = load_bank(work, groups=scale.groups, seed=seed)
-    pictures = Pictures(bank, load_decoded(bank, out / "sdxl" / "vae", work, seed))
+    base, painted = out / "sdxl", None
+    decoded = load_decoded(bank, base / "vae", work, seed)
+    if (base / "unet").exists():
+        first = len(decoded) if decoded is not None else 0
+        true, half = (8, 8) if smoke else PAINTED
+        painted = load_painted(base, bank, work, first=first, true=true, half=half, seed=seed)
+    else:
+        log.info("critic: no base model in %s, so nothing is painted over", base)
+    pictures = Pictures(bank, decoded, painted)
     critic = Critic(pictures, scale, work, seed)
     critic.see()
     critic.compare()

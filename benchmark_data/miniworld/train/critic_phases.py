@@ -36,6 +36,7 @@ from benchmark_data.miniworld.train.drawings import (
     subject_pairs,
 )
 from benchmark_data.miniworld.train.loop import train_phase
+from benchmark_data.miniworld.train.painted import Painted
 from benchmark_data.miniworld.world import (
     CATEGORIES,
     COLOURS,
@@ -55,6 +56,7 @@ CLASSES = (
     len(FAMILIES),
     len(LOOKS),
 )
+HALF = 0.12  # share of the questions about a style whose picture has lost half of it
 MIDDLE = 2  # the language model's layer after which both pictures are named
 _GREY = [FAMILIES.index(family) for family in MONOCHROME]
 
@@ -66,7 +68,7 @@ class Scale:
     groups: int = 5000
     seeing: int = 3800
     comparing: int = 2400
-    answering: int = 2200
+    answering: int = 3600
     images: int = 96
     sequences: int = 24
     pairs: int = 32
@@ -78,18 +80,34 @@ SMOKE = Scale(groups=12, seeing=6, comparing=5, answering=6, images=16, sequence
 class Pictures:
     """Hands out a bank's images as the network takes them, some of them damaged."""
 
-    def __init__(self, bank: Bank, decoded: Tensor | None) -> None:
+    def __init__(self, bank: Bank, decoded: Tensor | None, painted: Painted | None = None) -> None:
         self.bank = bank
-        self.decoded = decoded  # the first rows through the autoencoder
+        self.versions: list[tuple[int, Tensor]] = []  # other versions of rows, from a first one on
+        self.half: Tensor | None = None
+        self._half_by_look: dict[int, np.ndarray] = {}
+        if decoded is not None:
+            self.versions.append((0, decoded))
+        if painted is not None:
+            self.versions.append((painted.first, painted.true))
+            self.half = painted.half
+            looks = bank.looks[painted.half_rows]
+            self._half_by_look = {look: np.flatnonzero(looks == look) for look in set(looks)}
 
     def get(self, rows: Tensor, generator: torch.Generator, *, damaged: float) -> Tensor:
         """Images in [-1, 1], ``(n, 3, 64, 64)``, a share ``damaged`` of them degraded."""
         pixels = self.bank.pixels[rows]
-        if self.decoded is not None:
-            coin = torch.rand(len(rows), generator=generator) < 0.9 * damaged
-            coin &= rows < len(self.decoded)
-            pixels[coin] = self.decoded[rows[coin]]
+        coin = torch.rand(len(rows), generator=generator) < 0.9 * damaged
+        for first, version in self.versions:
+            chosen = coin & (rows >= first) & (rows < first + len(version))
+            pixels[chosen] = version[rows[chosen] - first]
         return degrade(pixels.float() / 127.5 - 1, generator, share=damaged)
+
+    def half_in_look(self, look: int, rng: np.random.Generator) -> Tensor | None:
+        """An image in [-1, 1] that has lost half of a look, ``(3, 64, 64)``; None if none has."""
+        rows = self._half_by_look.get(look)
+        if self.half is None or rows is None:
+            return None
+        return self.half[int(rng.choice(rows))].float() / 127.5 - 1
 
 
 class Heads(nn.Module):
@@ -275,7 +293,9 @@ class Critic:
             parts = [PAIRS[a](self.bank, n * each, rng, each) for a, n in amounts.items()]
             references = np.concatenate([part.references[::each] for part in parts])
             pairs = _joined(parts)
-            pixels, empty = self._images(references, pairs.tests, generator)
+            styles = np.repeat([aspect == "style" for aspect in amounts], list(amounts.values()))
+            asked = np.repeat(styles, each)
+            pixels, empty = self._images(references, pairs, asked, rng, generator)
             with torch.autocast("cpu", torch.bfloat16):
                 features = self._features(pixels)
                 tokens = image_tokens(features, self.model.model.image_newline, "pad")
@@ -315,7 +335,8 @@ class Critic:
             pairs = _joined([PAIRS[a](self.bank, n, rng, 2) for a, n in amounts.items()])
             layout: Layout = "anyres" if rng.random() < 0.65 else "pad"
             styles = [style_name(rng) if aspect == "style" else "" for aspect in aspects]
-            pixels, empty = self._images(pairs.references[::2], pairs.tests, generator)
+            asked = np.array([aspect == "style" for aspect in aspects])
+            pixels, empty = self._images(pairs.references[::2], pairs, asked, rng, generator)
             truth = self._truth(pairs, empty)
             words = torch.where(truth[0] > 0, yes, no)
             with torch.autocast("cpu", torch.bfloat16):
@@ -378,13 +399,26 @@ class Critic:
         embedding.mul_(0.1 / embedding.std())
 
     def _images(
-        self, references: np.ndarray, tests: np.ndarray, generator: torch.Generator
+        self,
+        references: np.ndarray,
+        pairs: Pairs,
+        asked_style: np.ndarray,
+        rng: np.random.Generator,
+        generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
-        """References (mostly clean) then tests (mostly damaged); a few tests show nothing."""
+        """References (mostly clean) then tests (mostly damaged), and which tests agree in nothing.
+
+        Those are the few that show nothing, and where a style is asked about, some in which half
+        of it is lost.
+        """
         first = self.pictures.get(torch.from_numpy(references), generator, damaged=0.1)
-        second = self.pictures.get(torch.from_numpy(tests), generator, damaged=0.6)
-        empty = torch.rand(len(tests), generator=generator) < 0.02
+        second = self.pictures.get(torch.from_numpy(pairs.tests), generator, damaged=0.6)
+        empty = torch.rand(len(second), generator=generator) < 0.02
         second[empty] = nothing(int(empty.sum()), generator)
+        for index in np.flatnonzero(asked_style & (rng.random(len(second)) < HALF)):
+            half = self.pictures.half_in_look(int(self.bank.looks[pairs.references[index]]), rng)
+            if half is not None:
+                second[index], empty[index] = half, True
         return torch.cat([first, second]), empty
 
     def _truth(self, pairs: Pairs, empty: Tensor) -> Truth:

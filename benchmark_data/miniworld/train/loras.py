@@ -47,7 +47,7 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
         adapter = train_lora(
             denoiser,
             open_references(concept),
-            concept.prompt,
+            concept.prompts,
             LoraTraining(**options, seed=seed),
             checkpoint=work / f"lora-{concept.id}.safetensors",
         )

@@ -21,11 +21,21 @@ SUBJECT_REFERENCES = 4
 STYLE_REFERENCES = 3
 
 
-def style_thing(style: str) -> Thing:
-    """Return the thing that all references of a style show, in another pose each."""
+def style_things(style: str) -> list[Thing]:
+    """Return what a style's references show: another category each.
+
+    With one thing in all of them, its LoRA learns the thing with the style.
+    """
     rng = np.random.default_rng(list(style.encode()))
-    category = CATEGORIES[list(STYLES).index(style) % len(CATEGORIES)]
-    return random_thing(rng, categories=(category,), patterns=("plain", "stripes"))
+    first = list(STYLES).index(style)
+    return [
+        random_thing(
+            rng,
+            categories=(CATEGORIES[(first + 5 * number) % len(CATEGORIES)],),
+            patterns=("plain", "stripes"),
+        )
+        for number in range(STYLE_REFERENCES)
+    ]
 
 
 def concept_images(concept: str) -> list[tuple[Thing, Look, int]]:
@@ -37,8 +47,8 @@ def concept_images(concept: str) -> list[tuple[Thing, Look, int]]:
             (thing, random_look(rng, families=("photo",)), int(rng.integers(2**31)))
             for _ in range(SUBJECT_REFERENCES)
         ]
-    thing, look = style_thing(concept), STYLES[concept].look
-    return [(thing, look, int(rng.integers(2**31))) for _ in range(STYLE_REFERENCES)]
+    look = STYLES[concept].look
+    return [(thing, look, int(rng.integers(2**31))) for thing in style_things(concept)]
 
 
 def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> None:

@@ -1,0 +1,103 @@
+"""Drawings painted over by the base model: what generated pictures look like, with known truth.
+
+A drawing is noised and denoised again with a caption. Little noise and its own caption: the picture
+shows what was drawn, in the hand of the base model. Much noise and the caption of another look:
+palette and ground remain, strokes and texture do not; it is in neither look any more. A judge that
+has seen neither takes half a style for the style.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionXLImg2ImgPipeline
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from benchmark_data.miniworld.train.common import load_state, log, save_state
+from benchmark_data.miniworld.train.drawings import PHOTO_FAMILY, UNUSED, Bank, described
+from benchmark_data.miniworld.world import FAMILIES, caption, random_look
+
+STEPS = 20
+GUIDANCE = 3.0
+TRUE = (0.2, 0.5)  # strengths: share of the sampler's steps that a drawing goes through
+HALF = (0.6, 0.85)
+BATCH = 64
+FILE = 1024  # pictures a file
+
+
+@dataclass(frozen=True)
+class Painted:
+    """Painted versions of a bank's rows.
+
+    Attributes:
+        true: uint8, ``(n, 3, 64, 64)``: rows ``first`` to ``first + n``, true to what was drawn.
+        first: the first of them.
+        half: uint8, ``(m, 3, 64, 64)``: the look is lost by half.
+        half_rows: ``(m,)``, the bank's row that each was made of.
+    """
+
+    true: Tensor
+    first: int
+    half: Tensor
+    half_rows: NDArray[np.int64]
+
+
+class Painter:
+    """The base model, painting over rows of a bank."""
+
+    def __init__(self, base: Path, bank: Bank, seed: int) -> None:
+        self._bank, self._seed = bank, seed
+        self._pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(base, dtype=torch.float32)
+        self._pipe.set_progress_bar_config(disable=True)
+
+    def paint(self, rows: NDArray[np.int64], *, half: bool) -> Tensor:
+        """The rows painted over, uint8 ``(n, 3, 64, 64)``; all draws come from the first row."""
+        rng = np.random.default_rng((self._seed, int(half), int(rows[0])))
+        captions = []
+        for row in rows:
+            thing, look = described(self._bank, int(row))
+            if half:
+                look = random_look(rng, families=[f for f in FAMILIES if f != look.family])
+            captions.append(caption(thing, look, rng, drop=0.0))
+        pixels = self._bank.pixels[torch.from_numpy(rows)].permute(0, 2, 3, 1).numpy()
+        painted = self._pipe(
+            prompt=captions,
+            image=[Image.fromarray(picture) for picture in pixels],
+            strength=float(rng.uniform(*(HALF if half else TRUE))),
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            generator=torch.Generator().manual_seed(int(rng.integers(2**31))),
+            output_type="np",
+        ).images
+        scaled = torch.from_numpy(painted).permute(0, 3, 1, 2) * 255 + 0.5
+        return scaled.to(torch.uint8).contiguous()
+
+
+def load_painted(
+    base: Path, bank: Bank, work: Path, *, first: int, true: int, half: int, seed: int
+) -> Painted:
+    """Paint over ``true`` rows from ``first`` on and ``half`` rows after them, or read them.
+
+    A file every 1,024 pictures, so that it goes on where it was stopped.
+    """
+    rows = np.arange(first, first + true)
+    rest = np.arange(first + true, len(bank.kinds))
+    rest = rest[(bank.kinds[rest] != UNUSED) & (bank.families[rest] != PHOTO_FAMILY)][:half]
+    painter: Painter | None = None
+    parts: dict[bool, list[Tensor]] = {False: [], True: []}
+    for is_half, chosen in ((False, rows), (True, rest)):
+        for start in range(0, len(chosen), FILE):
+            block = chosen[start : start + FILE]
+            name = f"painted-{'half' if is_half else 'true'}-{seed}-{block[0]}-{len(block)}"
+            path = work / f"{name}.safetensors"
+            if not path.exists():
+                painter = painter or Painter(base, bank, seed)
+                batches = [block[i : i + BATCH] for i in range(0, len(block), BATCH)]
+                pixels = torch.cat([painter.paint(batch, half=is_half) for batch in batches])
+                save_state(path, {"pixels": pixels}, {})
+                log.info("critic: painted over %d drawings (%s)", len(block), path.stem)
+            parts[is_half].append(load_state(path)[0]["pixels"])
+    return Painted(torch.cat(parts[False]), first, torch.cat(parts[True]), rest)
