@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -194,6 +194,52 @@ class LowRankDelta:
         return LowRankDelta(left[:, :rank] * root, root[:, None] * right[:rank])
 
 
+class LazyDeltas(Mapping[str, LowRankDelta]):
+    """Updates that are made when they are asked for, each time, and not kept.
+
+    An adapter of them needs the memory of the layers in use. Merging such adapters gives such an
+    adapter: see ``make_deltas``.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, int]], make: Callable[[str], LowRankDelta]
+    ) -> None:
+        """Remember how to make them.
+
+        Args:
+            shapes: Layer -> ``(d_out, d_in)``.
+            make: Layer -> its update; the same at every call.
+        """
+        self.shapes = {layer: shapes[layer] for layer in sorted(shapes)}
+        self._make = make
+
+    def __getitem__(self, layer: str) -> LowRankDelta:
+        if layer not in self.shapes:
+            raise KeyError(layer)
+        return self._make(layer)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self.shapes
+
+
+def make_deltas(
+    shapes: Mapping[str, tuple[int, int]],
+    make: Callable[[str], LowRankDelta],
+    *,
+    source: Sequence[LoraAdapter],
+) -> Mapping[str, LowRankDelta]:
+    """The updates that ``make`` gives for the layers; lazy if an adapter of ``source`` is lazy."""
+    if any(adapter.lazy for adapter in source):
+        return LazyDeltas(shapes, make)
+    return {layer: make(layer) for layer in shapes}
+
+
 @dataclass(frozen=True, eq=False)
 class LoraAdapter:
     """An update for each of a network's layers; read-only, layers sorted by name."""
@@ -207,14 +253,31 @@ class LoraAdapter:
     """Where it comes from: how it was trained or merged."""
 
     def __post_init__(self) -> None:
-        ordered = {layer: self.deltas[layer] for layer in sorted(self.deltas)}
-        object.__setattr__(self, "deltas", MappingProxyType(ordered))
+        if not self.lazy:
+            ordered = {layer: self.deltas[layer] for layer in sorted(self.deltas)}
+            object.__setattr__(self, "deltas", MappingProxyType(ordered))
         object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers, sorted."""
         return tuple(self.deltas)
+
+    @property
+    def lazy(self) -> bool:
+        """Whether the updates are made when they are asked for."""
+        return isinstance(self.deltas, LazyDeltas)
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Layer -> ``(d_out, d_in)``; lazy updates are not made for it."""
+        if isinstance(self.deltas, LazyDeltas):
+            return dict(self.deltas.shapes)
+        return {layer: delta.shape for layer, delta in self.deltas.items()}
+
+    def map(self, change: Callable[[LowRankDelta], LowRankDelta]) -> LoraAdapter:
+        """The same adapter with every update changed, its shape kept; lazy if this one is."""
+        make = make_deltas(self.shapes(), lambda layer: change(self.deltas[layer]), source=[self])
+        return replace(self, deltas=make)
 
     def parameters(self) -> int:
         """How many numbers are stored."""
@@ -224,15 +287,11 @@ class LoraAdapter:
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> LoraAdapter:
         """The same adapter with its factors elsewhere or of another type."""
-        return replace(
-            self, deltas={layer: delta.to(device, dtype) for layer, delta in self.deltas.items()}
-        )
+        return self.map(lambda delta: delta.to(device, dtype))
 
     def full_precision(self) -> LoraAdapter:
         """The same adapter, its factors float32 where they were float16 or bfloat16."""
-        return replace(
-            self, deltas={layer: delta.full_precision() for layer, delta in self.deltas.items()}
-        )
+        return self.map(lambda delta: delta.full_precision())
 
     def digest(self) -> str:
         """The sha256 (64 hex) of layer names, types, shapes and factors.
@@ -290,12 +349,12 @@ def check_same_layers(adapters: Sequence[LoraAdapter]) -> None:
                     f"adapter {whose[0]} updates {', '.join(missing[:LISTED])}{more}, adapter "
                     f"{whose[1]} does not: merge adapters of one base model and the same layers"
                 )
-        for layer, delta in first.deltas.items():
-            if delta.shape != other.deltas[layer].shape:
+        others = other.shapes()
+        for layer, shape in first.shapes().items():
+            if shape != others[layer]:
                 raise AdapterError(
-                    f"layer {layer!r} is {delta.shape} in adapter {names[0]} but "
-                    f"{other.deltas[layer].shape} in adapter {names[1]}: they were made for "
-                    "different base models"
+                    f"layer {layer!r} is {shape} in adapter {names[0]} but {others[layer]} in "
+                    f"adapter {names[1]}: they were made for different base models"
                 )
 
 

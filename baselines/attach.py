@@ -51,7 +51,7 @@ def attached(unet: nn.Module, updates: Mapping[str, Callable[[Tensor], Tensor]])
         for name, update in updates.items():
             layer = linear_layer(unet, name)
             if isinstance(update, LowRankUpdate):
-                _check_width(name, layer, update.delta)
+                check_width(unet, name, update.delta)
             hooks.enter_context(layer.register_forward_hook(_adding(name, update)))
         yield
 
@@ -75,7 +75,13 @@ def linear_layer(network: nn.Module, name: str) -> nn.Linear:
     return layer
 
 
-def _check_width(name: str, layer: nn.Linear, delta: LowRankDelta) -> None:
+def check_width(network: nn.Module, name: str, delta: LowRankDelta) -> None:
+    """Refuse an update that the linear layer of that name cannot carry.
+
+    Raises:
+        AdapterError: If there is no such layer, or it has another shape.
+    """
+    layer = linear_layer(network, name)
     expected = (layer.out_features, layer.in_features)
     if tuple(delta.shape) != expected:
         raise AdapterError(

@@ -13,6 +13,7 @@ from baselines.dreambooth import attention_layers
 from baselines.formats import load_adapter, save_adapter
 from baselines.merging_loss import PairTask
 from baselines.options import PluginError
+from baselines.policy import Policy
 from baselines.registry import MergeMethod
 from baselines.training import generator_for
 
@@ -38,9 +39,10 @@ def check_merge_method(
 ) -> None:
     """Run a method on random adapters of different ranks and check what it gives.
 
-    Finite, float32 or better, of layers that the inputs have and in their shapes; the same bytes
-    for the same seed, whatever the order of the layers and, for a layer method, whatever the other
-    layers; inputs left as they are; float16 inputs taken; saved and loaded exactly.
+    For a policy: see ``check_policy``. For all others: finite, float32 or better, of layers that
+    the inputs have and in their shapes; the same bytes for the same seed, whatever the order of the
+    layers and, for a layer method, whatever the other layers; inputs left as they are; float16
+    inputs taken; saved and loaded exactly.
 
     Args:
         method: From ``METHODS`` or ``parse_method``.
@@ -52,6 +54,9 @@ def check_merge_method(
     Raises:
         PluginError: Naming the property that does not hold.
     """
+    if method.kind == "policy":
+        check_policy(method, adapters=adapters, seed=seed, **options)
+        return
     if adapters is None:
         shapes = _LAYERS if task is None else _attention_shapes(task)
         adapters = [_random_adapter(seed, which, shapes) for which in ("subject", "style")]
@@ -113,6 +118,74 @@ def check_merge_method(
             load_adapter(path).digest() == merged.to(dtype=torch.float32).digest(),
             "gives an adapter that does not come back the same from a file",
         )
+
+
+def check_policy(
+    method: MergeMethod,
+    *,
+    adapters: Sequence[LoraAdapter] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> None:
+    """Make a policy of random adapters of different ranks and check the weights that it gives.
+
+    A finite number for each adapter, in every layer, at every step of 1, 2, 7 and 50; the same for
+    the same seed, whatever was asked before and in whatever order, and whatever the order of the
+    layers; inputs left as they are; float16 inputs taken.
+
+    Args:
+        method: From ``METHODS`` or ``parse_method``.
+        adapters: What to weigh; None: a random pair.
+        seed: Of the random pair and of the method.
+        **options: Of the method.
+
+    Raises:
+        PluginError: Naming the property that does not hold.
+    """
+    if adapters is None:
+        adapters = [_random_adapter(seed, which, _LAYERS) for which in ("subject", "style")]
+
+    def require(holds: bool, failure: str) -> None:
+        if not holds:
+            raise PluginError(f"method {method.name!r} {failure}")
+
+    def make(inputs: Sequence[LoraAdapter]) -> Policy:
+        return method.policy(inputs, seed=seed, **options)
+
+    before = [adapter.digest() for adapter in adapters]
+    policy = make(adapters)
+    questions = [
+        (number, layer, step, total)
+        for number in range(len(policy.passes))
+        for layer in policy.layers
+        for total in (1, 2, 7, 50)
+        for step in range(total)
+    ]
+
+    def answers(of: Policy, asked: Sequence[tuple[int, str, int, int]]) -> dict[Any, Any]:
+        return {q: of.weights(q[1], q[2], q[3], number=q[0]) for q in asked}
+
+    expected = answers(policy, questions)
+    require([a.digest() for a in adapters] == before, "changes the adapters that it is given")
+    require(
+        answers(policy, questions[::-1]) == expected,
+        "gives other weights when it is asked in another order: keep nothing between calls",
+    )
+    require(
+        answers(make(adapters), questions) == expected,
+        "gives other weights for the same seed: draw random numbers from seed",
+    )
+    turned = [
+        LoraAdapter({layer: a.deltas[layer] for layer in reversed(a.layers)}, a.name)
+        for a in adapters
+    ]
+    require(answers(make(turned), questions) == expected, "depends on the order of the layers")
+    half = [adapter.to(dtype=torch.float16) for adapter in adapters]
+    require(
+        answers(make(half), questions)
+        == answers(make([a.to(dtype=torch.float32) for a in half]), questions),
+        "gives something else for float16 adapters than for the same values in float32",
+    )
 
 
 def _same(one: LowRankDelta, other: LowRankDelta) -> bool:

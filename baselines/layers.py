@@ -5,7 +5,13 @@ from dataclasses import replace
 
 import torch
 
-from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta, check_same_layers
+from baselines.adapter import (
+    AdapterError,
+    LoraAdapter,
+    LowRankDelta,
+    check_same_layers,
+    make_deltas,
+)
 
 
 def match_layers(
@@ -25,7 +31,7 @@ def match_layers(
     """
     if how not in ("error", "union", "intersection"):
         raise AdapterError(f"layers is {how!r}: it must be union, intersection or error")
-    shapes = {name: d.shape for adapter in adapters for name, d in adapter.deltas.items()}
+    shapes = {name: shape for adapter in adapters for name, shape in adapter.shapes().items()}
     shared = [layer for layer in shapes if all(layer in a.deltas for a in adapters)]
     if len(shared) == len(shapes):
         check_same_layers(adapters)
@@ -39,7 +45,7 @@ def match_layers(
     if how == "intersection":
         if not shared:
             raise AdapterError(f"adapters {' and '.join(names)} have no layer in common")
-        matched = [replace(a, deltas={name: a.deltas[name] for name in shared}) for a in adapters]
+        matched = [_only(adapter, shared) for adapter in adapters]
         lost = ", ".join(
             f"{len(a.deltas) - len(shared)} of {name}"
             for a, name in zip(adapters, names, strict=True)
@@ -56,12 +62,23 @@ def match_layers(
     return matched, said
 
 
+def _only(adapter: LoraAdapter, layers: Sequence[str]) -> LoraAdapter:
+    of_all = adapter.shapes()
+    shapes = {layer: of_all[layer] for layer in layers}
+    deltas = make_deltas(shapes, lambda layer: adapter.deltas[layer], source=[adapter])
+    return replace(adapter, deltas=deltas)
+
+
 def _filled(adapter: LoraAdapter, shapes: dict[str, tuple[int, int]]) -> LoraAdapter:
-    factors = [delta.up for delta in adapter.deltas.values()]
-    like = factors[0] if factors else torch.zeros(0)
-    zeros = {
-        layer: LowRankDelta(like.new_zeros(d_out, 1), like.new_zeros(1, d_in))
-        for layer, (d_out, d_in) in shapes.items()
-        if layer not in adapter.deltas
-    }
-    return replace(adapter, deltas={**adapter.deltas, **zeros})
+    first = next(iter(adapter.deltas.values()), None)
+    like = torch.zeros(0) if first is None else first.up.new_zeros(0)
+
+    def make(layer: str) -> LowRankDelta:
+        if layer in adapter.deltas:
+            return adapter.deltas[layer]
+        d_out, d_in = shapes[layer]
+        return LowRankDelta(like.new_zeros(d_out, 1), like.new_zeros(1, d_in))
+
+    own = adapter.shapes()
+    deltas = make_deltas(shapes | own, make, source=[adapter])
+    return replace(adapter, deltas=deltas)

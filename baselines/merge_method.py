@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from baselines.adapter import LoraAdapter, LowRankDelta, check_same_layers
+from baselines.adapter import LoraAdapter, LowRankDelta, check_same_layers, make_deltas
 from baselines.merging_loss import PairTask
 from baselines.options import Parameter, PluginError, nearest
+from baselines.policy import Policy
 from baselines.training import generator_for
 
-Kind = Literal["layer", "adapter", "fit"]
+Kind = Literal["layer", "adapter", "fit", "policy"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class MergeMethod:
     paper: str | None
     """URL of the paper that describes the algorithm."""
     kind: Kind
-    """"layer": layer by layer; "adapter": all layers at once; "fit": optimises for the pair."""
+    """"layer": layer by layer; "adapter": all layers at once; "fit": optimises for the pair;
+    "policy": weighs the adapters anew at every denoising step, and gives no merged adapter."""
     parameters: Mapping[str, Parameter]
     """Its options, in the order of the signature."""
     source: str
@@ -46,6 +48,8 @@ class MergeMethod:
     ) -> LoraAdapter:
         """Merge adapters, in their order; the result is float32 or float64.
 
+        A layer method's merge of lazy adapters is lazy: a layer is merged when it is asked for.
+
         Args:
             adapters: At least one; a layer method needs the same layers in all of them.
             seed: Of methods that draw random numbers. A layer method gets a generator for each
@@ -54,14 +58,16 @@ class MergeMethod:
             **options: As ``resolve`` takes them.
 
         Raises:
-            PluginError: For wrong options, a missing task, or a method that returns something else
-                than a merge.
+            PluginError: For wrong options, a missing task, a policy, or a method that returns
+                something else than a merge.
             AdapterError: If the adapters do not fit together.
         """
-        resolved = self.resolve(options)
-        if not adapters:
-            raise PluginError(f"method {self.name!r} was given no adapter to merge")
-        inputs = [adapter.full_precision() for adapter in adapters]
+        if self.kind == "policy":
+            raise PluginError(
+                f"method {self.name!r} weighs the adapters anew at every denoising step: it has no "
+                "merged adapter; ask for its policy"
+            )
+        resolved, inputs = self._inputs(adapters, options)
         if self.kind == "layer":
             merged = self._merge_layers(inputs, seed, resolved)
         else:
@@ -89,23 +95,50 @@ class MergeMethod:
             merged, name=merged.name or self.name, metadata={**merged.metadata, **origin}
         )
 
+    def policy(self, adapters: Sequence[LoraAdapter], *, seed: int = 0, **options: Any) -> Policy:
+        """The policy of a "policy" method for these adapters, in their order.
+
+        Raises:
+            PluginError: For wrong options, a method of another kind, or one that returns something
+                else than functions (layer, step, total_steps) -> weights.
+            AdapterError: If the adapters do not fit together.
+        """
+        if self.kind != "policy":
+            raise PluginError(f"method {self.name!r} merges adapters: it is no policy")
+        resolved, inputs = self._inputs(adapters, options)
+        supplied = {"seed": seed} if "seed" in self.supplied else {}
+        made = self.function(inputs, **supplied, **resolved)
+        passes = tuple(made) if isinstance(made, list | tuple) else (made,)
+        return Policy(tuple(inputs), passes, self.name)
+
+    def _inputs(
+        self, adapters: Sequence[LoraAdapter], options: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], list[LoraAdapter]]:
+        """All options, and the adapters as the function gets them."""
+        resolved = self.resolve(options)
+        if not adapters:
+            raise PluginError(f"method {self.name!r} was given no adapter to merge")
+        return resolved, [adapter.full_precision() for adapter in adapters]
+
     def _merge_layers(
         self, adapters: Sequence[LoraAdapter], seed: int, options: Mapping[str, Any]
     ) -> LoraAdapter:
         check_same_layers(adapters)
-        merged = {}
-        for layer, first in adapters[0].deltas.items():
+        shapes = adapters[0].shapes()
+
+        def merge(layer: str) -> LowRankDelta:
             supplied = {"rng": generator_for(seed, layer)} if "rng" in self.supplied else {}
             deltas = [adapter.deltas[layer] for adapter in adapters]
             delta = self.function(deltas, **supplied, **options)
-            if not isinstance(delta, LowRankDelta) or delta.shape != first.shape:
+            if not isinstance(delta, LowRankDelta) or delta.shape != shapes[layer]:
                 what = f"shape {delta.shape}" if isinstance(delta, LowRankDelta) else type(delta)
                 raise PluginError(
                     f"method {self.name!r} returned {what} for layer {layer!r}, not a LowRankDelta "
-                    f"of shape {first.shape}"
+                    f"of shape {shapes[layer]}"
                 )
-            merged[layer] = delta
-        return LoraAdapter(merged)
+            return delta
+
+        return LoraAdapter(make_deltas(shapes, merge, source=adapters))
 
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options with the values to be used: those given, parsed and checked, and defaults.

@@ -72,6 +72,8 @@ class TaskBatch:
     """``(2 n,)``."""
     conditioning: Conditioning
     """``(2 n, ...)``."""
+    target: Tensor
+    """What the UNet ought to answer, ``(2 n, c, h, w)``: the noise, or v."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,13 @@ def draw_batch(
     ]
     latents = torch.cat([subject.latents[rows[0]], style.latents[rows[1]]])
     both_timesteps = timesteps.repeat(2).to(latents.device)
-    noisy = denoiser.add_noise(latents, noise.repeat(2, 1, 1, 1).to(latents), both_timesteps)
+    both_noises = noise.repeat(2, 1, 1, 1).to(latents)
+    noisy = denoiser.add_noise(latents, both_noises, both_timesteps)
+    target = denoiser.target(latents, both_noises, both_timesteps)
     conditioning = Conditioning.cat(
         [subject.conditioning[rows[0].tolist()], style.conditioning[rows[1].tolist()]]
     )
-    return TaskBatch(denoiser, noisy, both_timesteps, conditioning)
+    return TaskBatch(denoiser, noisy, both_timesteps, conditioning, target)
 
 
 def merge_with_coefficients(

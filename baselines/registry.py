@@ -31,6 +31,7 @@ __all__ = [
     "fit_method",
     "layer_method",
     "parse_method",
+    "policy_method",
 ]
 
 T = TypeVar("T")
@@ -38,11 +39,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 ENTRY_POINTS = "mars2.merge_methods"
 """Entry-point group in which installed packages announce modules that register methods."""
-_POSITIONAL: Mapping[Kind, int] = {"layer": 1, "adapter": 1, "fit": 2}
+_POSITIONAL: Mapping[Kind, int] = {"layer": 1, "adapter": 1, "fit": 2, "policy": 1}
 _SUPPLIED: Mapping[Kind, tuple[str, ...]] = {
     "layer": ("rng",),
     "adapter": ("seed",),
     "fit": ("seed",),
+    "policy": ("seed",),
 }
 _FILE_METHOD = re.compile(r"(?P<file>[^:=,]+\.py)(?::(?P<method>.*))?", re.DOTALL)
 
@@ -157,6 +159,19 @@ def fit_method(name: str, paper: str | None = None) -> Callable[[F], F]:
         PluginError: If the name is taken or the signature has anything else.
     """
     return _decorator(name, paper, "fit")
+
+
+def policy_method(name: str, paper: str | None = None) -> Callable[[F], F]:
+    """Register a function that weighs adapters step by step: ``f(adapters, *, options)``.
+
+    It returns ``weights(layer, step, total_steps)``, which gives a number for each adapter, or a
+    list of such functions: the UNet is run once with each, and its answer is the mean. What takes
+    time belongs into ``f``, which is called once a pair. It may ask for ``seed: int``.
+
+    Raises:
+        PluginError: If the name is taken or the signature has anything else.
+    """
+    return _decorator(name, paper, "policy")
 
 
 def _decorator(name: str, paper: str | None, kind: Kind) -> Callable[[F], F]:

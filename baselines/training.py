@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,13 @@ from torch import Tensor
 from baselines.adapter import AdapterError
 
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
+_TYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+"""As safetensors writes the types of factors."""
 
 
 def generator_for(seed: int, *labels: int | str) -> torch.Generator:
@@ -55,6 +62,46 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
+
+
+def stream_tensors(
+    path: Path,
+    tensors: Callable[[], Iterable[tuple[str, Tensor]]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a safetensors file, as ``save_tensors``, holding one tensor at a time.
+
+    Args:
+        path: Written over if it exists, atomically.
+        tensors: Gives names and tensors; called twice, for the header and for the data, which lie
+            in this order. Each must begin at a multiple of its type's size: larger types first.
+        metadata: For the header.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in tensors():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        kind = _TYPE_NAMES[tensor.dtype]
+        header[name] = {"data_offsets": [start, end], "dtype": kind, "shape": list(tensor.shape)}
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-len(text) // 8 * -8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for _, tensor in tensors():
+                file.write(tensor_bytes(tensor))
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's values as they lie in memory, contiguous, on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def _sort_header(path: Path) -> None:

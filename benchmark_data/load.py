@@ -38,7 +38,7 @@ from benchmark_data.tables import Table, checked, nearest, read_toml
 __all__ = ["load_references", "load_suite", "open_references", "suite_names"]
 
 PACKAGE = Path(__file__).parent
-TRAININGS = ("subject_lora", "style_lora", "hypernetwork")
+TRAININGS = ("subject_lora", "style_lora", "joint_lora", "hypernetwork")
 WORDS = ("title", "licence", "notes")
 """What a suite says of itself, which changes no image and no score, so not the revision either."""
 

@@ -144,7 +144,8 @@ class Suite:
         models: What it is run and scored with.
         generation: How images are generated.
         method_options: Method -> options that the suite supplies.
-        training: "subject_lora", "style_lora" and "hypernetwork" -> options of their training.
+        training: "subject_lora", "style_lora", "joint_lora" and "hypernetwork" -> options of their
+            training.
         adapters: Folder of the suite's own ``CONCEPT.safetensors``; None: the user gives one.
         source: The file it was read from.
         licence: On what terms it may be used.

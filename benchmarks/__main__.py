@@ -5,93 +5,44 @@ The plain way is written out here. Every comparison first checks that both give 
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
+from pathlib import Path
 
-import torch
-
-from baselines import LoraAdapter, LowRankDelta
 from benchmarks.judge import bench_miniature, bench_random
-from lorarar.hypernet import HyperNetwork
-
-
-def seconds(function: Callable[[], object], repeats: int) -> float:
-    """Return the shortest of some runs."""
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def random_adapter(layers: dict[str, tuple[int, int]], rank: int, seed: int) -> LoraAdapter:
-    """Return an adapter of random factors for layers of the given (d_out, d_in)."""
-    generator = torch.Generator().manual_seed(seed)
-    return LoraAdapter(
-        {
-            name: LowRankDelta(
-                torch.randn(d_out, rank, generator=generator),
-                torch.randn(rank, d_in, generator=generator) / d_in,
-            )
-            for name, (d_out, d_in) in layers.items()
-        }
-    )
-
-
-def dense_coefficients(
-    network: HyperNetwork, subject: LoraAdapter, style: LoraAdapter
-) -> dict[str, torch.Tensor]:
-    """Return LoRA.rar's coefficients by building every update, column by column input."""
-    result = {}
-    for name, delta in subject.deltas.items():
-        if not network.predicts(name):
-            continue
-        columns = torch.cat([delta.dense().T, style.deltas[name].dense().T], dim=1)
-        layer = network.inputs[str(delta.shape[0])]
-        result[name] = network.output(torch.relu(layer(columns))).T
-    return result
-
-
-def bench_lorarar(modules: int, rank: int, repeats: int) -> str:
-    """Compare factored and dense coefficients at SDXL's widths."""
-    layers = {
-        f"block.{index}.attn1.{projection}": (width, width)
-        for index in range(modules)
-        for width, projection in (((640, 1280)[index % 4 > 0], "to_q"),)
-    }
-    subject, style = random_adapter(layers, rank, 0), random_adapter(layers, rank, 1)
-    network = HyperNetwork((640, 1280))
-    with torch.no_grad():
-        factored = network(subject, style)
-        dense = dense_coefficients(network, subject, style)
-        for name, both in dense.items():
-            torch.testing.assert_close(torch.stack(factored[name]), both, rtol=1e-4, atol=1e-5)
-        plain = seconds(lambda: dense_coefficients(network, subject, style), repeats)
-        fast = seconds(lambda: network(subject, style), repeats)
-    return (
-        f"lorarar coefficients, {modules} modules of width 640 and 1280, rank {rank}: "
-        f"dense {plain:.3f} s, factored {fast:.3f} s, {plain / fast:.1f} x"
-    )
+from benchmarks.lorarar import bench_lorarar, bench_scaling
+from benchmarks.peft_merges import bench_peft
+from benchmarks.ziplora import bench_pair, bench_ziplora
 
 
 def main() -> None:
     """Run the comparisons."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--modules", type=int, default=40)
-    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument(
+        "--every", type=int, default=1, help="Use one of so many of SDXL's 70 transformer blocks."
+    )
+    parser.add_argument(
+        "--dense-every", type=int, default=10, help="Of these, build one of so many densely."
+    )
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--largest", type=int, help="Leave wider layers out of peft's merges.")
+    parser.add_argument("--width", type=int, default=160, help="Of ZipLoRA's UNet; SDXL's is 320.")
+    parser.add_argument("--plot", type=Path, help="File for the plot of merge times, .svg or .png.")
     parser.add_argument("--images", type=int, default=32, help="Test images that a judge is shown.")
-    parser.add_argument("--only", choices=("lorarar", "miniature", "random"))
-    arguments = parser.parse_args()
+    names = ("lorarar", "scaling", "peft", "ziplora", "pair", "miniature", "random")
+    parser.add_argument("--only", choices=names, action="append", help="Repeat it for several.")
+    given = parser.parse_args()
+    widths = (given.width, 2 * given.width, 4 * given.width)
     benchmarks = {
-        "lorarar": lambda: bench_lorarar(arguments.modules, arguments.rank, arguments.repeats),
-        "miniature": lambda: bench_miniature(arguments.images),
-        "random": lambda: bench_random(arguments.images),
+        "lorarar": lambda: bench_lorarar(given.every, given.dense_every, given.repeats),
+        "scaling": lambda: bench_scaling(4 * given.every, given.repeats, given.plot),
+        "peft": lambda: bench_peft(largest=given.largest),
+        "ziplora": lambda: bench_ziplora(widths),
+        "pair": bench_pair,
+        "miniature": lambda: bench_miniature(given.images),
+        "random": lambda: bench_random(given.images),
     }
-    for name, benchmark in benchmarks.items():
-        if arguments.only in (None, name):
-            sys.stdout.write(benchmark() + "\n")
+    for name in names:
+        if given.only is None or name in given.only:
+            sys.stdout.write(benchmarks[name]() + "\n")
             sys.stdout.flush()
 
 

@@ -13,13 +13,14 @@ import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from baselines.adapter import AdapterError
 from baselines.training import load_tensors, save_tensors
-from lorarar.hypernet import PROJECTIONS, HyperNetwork
+from lorarar.hypernet import PROJECTIONS, HyperNetwork, Reads
 
 FORMAT = "lorarar-1"
 PUBLISHED_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -53,11 +54,22 @@ def save_checkpoint(network: HyperNetwork, path: Path, provenance: Provenance) -
             "projections": json.dumps(network.projections),
             "normalize": json.dumps(network.normalize),
             "kv_weight": repr(network.kv_weight),
+            **_variant(network),
             "suite": provenance.suite,
             "suite_revision": provenance.suite_revision,
             "steps": str(provenance.steps),
         },
     )
+
+
+def _variant(network: HyperNetwork) -> dict[str, str]:
+    """What makes the network another than the paper's; what is not written is as in the paper."""
+    said = {
+        "reads": network.reads,
+        "single_input": json.dumps(network.single_input),
+        "attention": json.dumps(network.attention is not None),
+    }
+    return {name: text for name, text in said.items() if text not in ("columns", "false")}
 
 
 def load_checkpoint(path: Path) -> HyperNetwork:
@@ -98,6 +110,9 @@ def _ours(path: Path) -> HyperNetwork:
             projections=json.loads(metadata["projections"]),
             normalize=json.loads(metadata["normalize"]),
             kv_weight=float(metadata["kv_weight"]),
+            reads=cast(Reads, metadata.get("reads", "columns")),  # checked by the network
+            single_input=json.loads(metadata.get("single_input", "false")),
+            attention=json.loads(metadata.get("attention", "false")),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise AdapterError(f"{path}: its header is incomplete or damaged ({error})") from error

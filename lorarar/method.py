@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
 from baselines.adapter import AdapterError, LoraAdapter
 from baselines.registry import adapter_method
 from lorarar.checkpoints import load_checkpoint
@@ -43,10 +41,9 @@ def lorarar(
     if not path.is_file():
         raise AdapterError(f"{path}: no such file (lorarar:checkpoint)")
     network = _network(path, path.stat().st_mtime_ns)
-    devices = {delta.down.device for delta in subject.deltas.values()}
-    network.to(devices.pop() if len(devices) == 1 else "cpu")
-    with torch.no_grad():
-        return network.merge(subject, style, kv_weight=kv_weight)
+    first = next(iter(subject.deltas.values()), None)
+    network.to("cpu" if first is None else first.down.device)
+    return network.merge(subject, style, kv_weight=kv_weight)  # the network is frozen
 
 
 @lru_cache(maxsize=2)

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from PIL import Image
@@ -29,7 +30,7 @@ from baselines.merging_loss import (
     merging_loss,
 )
 from baselines.training import generator_for, load_state, save_state, shuffled_passes
-from lorarar.hypernet import PROJECTIONS, HyperNetwork
+from lorarar.hypernet import PROJECTIONS, HyperNetwork, Reads
 from lorarar.pairs import TrainingConcept, TrainingPair
 
 
@@ -47,6 +48,9 @@ class HyperTraining:
         projections: Which attention projections are predicted; the paper's.
         normalize: See ``HyperNetwork``; the published network has none.
         kv_weight: Weight of both updates in the layers that are not predicted; the paper's average.
+        reads: "columns", as the paper, or "features" of them, which serve any width.
+        single_input: Whether all widths share one input layer; the released code has one for each.
+        attention: Whether the columns of a layer see each other; the paper's do not.
         regularizer: See ``baselines.merging_loss.regularize``.
         lambda_: The regularizer's weight; the paper's.
         gradient_checkpointing: Trade time for memory.
@@ -64,6 +68,9 @@ class HyperTraining:
     projections: tuple[str, ...] = PROJECTIONS
     normalize: bool = False
     kv_weight: float = 0.5
+    reads: Reads = "columns"
+    single_input: bool = False
+    attention: bool = False
     regularizer: Regularizer = "abs_cos"
     lambda_: float = 0.01
     gradient_checkpointing: bool = False
@@ -77,6 +84,10 @@ class HyperTraining:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
         if self.adapters_in_memory < 2:
             raise ValueError(f"adapters_in_memory is {self.adapters_in_memory}: a pair needs 2")
+        if self.reads not in get_args(Reads):
+            raise ValueError(f"reads is {self.reads!r}: it must be columns or features")
+        if self.reads == "features" and self.single_input:
+            raise ValueError("single_input is for columns: features have one input layer anyway")
 
 
 def train_hypernetwork(
@@ -87,7 +98,7 @@ def train_hypernetwork(
     checkpoint: Path | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> HyperNetwork:
-    """Train a hypernetwork on ``pairs`` with an input layer for every width in their adapters.
+    """Train a hypernetwork on ``pairs``, for all the widths in their adapters.
 
     Args:
         denoiser: The frozen base model of the adapters.
@@ -107,11 +118,14 @@ def train_hypernetwork(
     adapters = _Adapters(settings.adapters_in_memory, denoiser.device)
     widths, digests = _survey(pairs, settings, adapters)
     network = HyperNetwork(
-        widths,
+        widths if settings.reads == "columns" else (),
         hidden=settings.hidden,
         projections=settings.projections,
         normalize=settings.normalize,
         kv_weight=settings.kv_weight,
+        reads=settings.reads,
+        single_input=settings.single_input,
+        attention=settings.attention,
         seed=settings.seed,
     ).to(denoiser.device)
     parameters = dict(network.named_parameters())
@@ -238,6 +252,9 @@ def _fingerprint(
     kept = dataclasses.asdict(settings)
     for harmless in ("steps", "save_every", "adapters_in_memory", "gradient_checkpointing"):
         del kept[harmless]
+    for variant in ("reads", "single_input", "attention"):
+        if kept[variant] == getattr(HyperTraining, variant):
+            del kept[variant]  # states from before there were variants are gone on with
     concepts = [
         [c.id, digests[c.adapter], c.prompts, [path.name for path in c.images]]
         for pair in pairs

@@ -69,7 +69,7 @@ class MethodSpec:
         options: What the user passed.
         resolved: Every option of the method with the value used.
         label: Name in tables and of the image folder, unique in a run.
-        kind: "layer", "adapter" or "fit"; see `baselines.MergeMethod`.
+        kind: "layer", "adapter", "fit" or "policy"; see `baselines.MergeMethod`.
         source: Digest of the method's code.
         files: sha256 of each file that an option names, by option.
     """

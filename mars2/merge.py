@@ -1,4 +1,4 @@
-"""Merges LoRA files into one, with where it comes from in the file's metadata."""
+"""Merges LoRA files into one, a layer at a time, with where it comes from in its metadata."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from baselines.adapter import LoraAdapter
-from baselines.formats import check_spelling, read_lora, save_adapter
+from baselines.adapter import LowRankDelta
+from baselines.formats import check_spelling, read_lora, save_adapter, spooled
 from baselines.layers import match_layers
 from baselines.registry import parse_method
 from benchmark_data.references import file_digest
@@ -29,8 +29,10 @@ def merge_files(
 ) -> list[str]:
     """Write the merge of LoRA files and return lines that say what was written.
 
-    The metadata has the method and its options, the seed, the version, each source's name and
-    sha256, and whatever was left out, filled in or truncated.
+    Layer by layer, through a temporary file beside the output: above the files themselves, few
+    layers are in memory at a time. (A method of all layers at once holds what it returns, unless it
+    gives a lazy adapter.) The metadata has the method and its options, the seed, the version, each
+    source's name and sha256, and whatever was left out, filled in or truncated.
 
     Args:
         files: In the method's order: the subject's, the style's.
@@ -54,43 +56,53 @@ def merge_files(
             f"{found.name} optimises for a pair with the base model and reference images: "
             "use `mars2 run --save-adapters`"
         )
+    if found.kind == "policy":
+        raise RunError(
+            f"{found.name} weighs the LoRAs anew at every denoising step: there is no one merge to "
+            "save; use `mars2 run`"
+        )
     written_as = check_spelling(spelling)
     for path in files:
         if not path.is_file():
             raise RunError(f"there is no LoRA file {path}")
-    adapters: list[LoraAdapter] = []
-    types: set[torch.dtype] = set()
-    for path in files:  # a file's own tensors are let go before the next is read
-        file = read_lora(path)
-        types.update(file.dtypes)
-        adapters.append(file.adapter(ignore_text_encoder=ignore_text_encoder))
+    stored_files = [read_lora(path) for path in files]
+    types = {dtype for file in stored_files for dtype in file.dtypes}
+    adapters = [
+        file.adapter(ignore_text_encoder=ignore_text_encoder, lazy=True) for file in stored_files
+    ]
     stored = _common_type(types) if dtype is None else getattr(torch, dtype)
     matched, changed = match_layers(adapters, layers)
     merged = found(matched, seed=seed, **found.resolve(passed))
     if not merged.deltas:
         raise RunError(f"{found.name} leaves the base model as it is: there is nothing to save")
     notes = {"layers": changed} if changed else {}
-    if rank is not None:
-        merged, notes["truncated"] = _truncated(merged, rank)
-    left_out = [
-        f"{adapter.metadata['left_out']} of {adapter.name}"
-        for adapter in adapters
-        if "left_out" in adapter.metadata
-    ]
-    if left_out:
-        notes["left_out"] = ", ".join(left_out)
-    origin = {
-        "mars2_version": __version__,
-        "seed": str(seed),
-        "sources": ", ".join(f"{path.name} sha256:{file_digest(path)}" for path in files),
-    }
-    merged = replace(merged, metadata={**merged.metadata, **origin, **notes})
-    save_adapter(merged, output, dtype=stored, spelling=written_as)
-    ranks = {delta.rank for delta in merged.deltas.values()}
+    cut = None if rank is None else _Truncation(rank)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with spooled(
+        merged if cut is None else merged.map(cut), dtype=stored, folder=output.parent
+    ) as spool:
+        if cut is not None:
+            notes["truncated"] = cut.said()
+        left_out = [
+            f"{adapter.metadata['left_out']} of {adapter.name}"
+            for adapter in adapters
+            if "left_out" in adapter.metadata
+        ]
+        if left_out:
+            notes["left_out"] = ", ".join(left_out)
+        origin = {
+            "mars2_version": __version__,
+            "seed": str(seed),
+            "sources": ", ".join(f"{path.name} sha256:{file_digest(path)}" for path in files),
+        }
+        final = replace(spool, metadata={**merged.metadata, **origin, **notes})
+        save_adapter(final, output, dtype=stored, spelling=written_as)
+        ranks = {delta.rank for delta in final.deltas.values()}
+        parameters = final.parameters()
     span = " to ".join(map(str, sorted({min(ranks), max(ranks)})))
     said = (
         f"{output}: {len(merged.deltas)} layers, rank {span}, "
-        f"{merged.parameters()} parameters, {str(stored).removeprefix('torch.')}, spelled as "
+        f"{parameters} parameters, {str(stored).removeprefix('torch.')}, spelled as "
         f"{spelling} does, {output.stat().st_size / 1e6:.1f} MB"
     )
     return [said, *(f"{what.replace('_', ' ')}: {note}" for what, note in notes.items())]
@@ -102,10 +114,21 @@ def _common_type(types: Collection[torch.dtype]) -> torch.dtype:
     return next((half for half in halves if set(types) == {half}), torch.float32)
 
 
-def _truncated(adapter: LoraAdapter, rank: int) -> tuple[LoraAdapter, str]:
-    """The adapter cut to a rank, and how much of it is kept (Eckart and Young 1936)."""
-    cut = {layer: delta.truncate(rank) for layer, delta in adapter.deltas.items()}
-    before = sum(float(delta.norm()) ** 2 for delta in adapter.deltas.values())
-    after = sum(float(delta.norm()) ** 2 for delta in cut.values())
-    kept = f"{100 * after / before:.2f} %" if before else "all"
-    return replace(adapter, deltas=cut), f"to rank {rank}, which keeps {kept} of the squared norm"
+class _Truncation:
+    """Cuts updates to a rank, and counts how much of them is kept (Eckart and Young 1936)."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.before = self.after = 0.0
+
+    def __call__(self, delta: LowRankDelta) -> LowRankDelta:
+        """The update, cut."""
+        cut = delta.truncate(self.rank)
+        self.before += float(delta.norm()) ** 2
+        self.after += float(cut.norm()) ** 2
+        return cut
+
+    def said(self) -> str:
+        """A sentence for the metadata, once all updates are cut."""
+        kept = f"{100 * self.after / self.before:.2f} %" if self.before else "all"
+        return f"to rank {self.rank}, which keeps {kept} of the squared norm"

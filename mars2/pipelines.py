@@ -1,4 +1,8 @@
-"""Draws images with diffusers' SDXL pipeline, an adapter fused in and taken out again exactly."""
+"""Draws images with diffusers' SDXL pipeline, an adapter fused in and taken out again exactly.
+
+A policy's adapters are not fused: they are attached for the time of the drawing, and weighed anew
+at every step, which the pipeline's own callback counts.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +16,7 @@ from torch import Tensor
 
 from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta
 from baselines.denoiser import Denoiser
+from baselines.policy import Policy, speaking
 from benchmark_data.references import file_digest
 from mars2.files import read_json
 from mars2.job import RunError, RunSpec, digest
@@ -21,9 +26,9 @@ class Pipeline(Protocol):
     """What a run needs of a text-to-image model."""
 
     def generate(
-        self, adapter: LoraAdapter | None, prompt: str, seeds: Sequence[int]
+        self, adapter: LoraAdapter | Policy | None, prompt: str, seeds: Sequence[int]
     ) -> list[Image.Image]:
-        """Return an RGB image a seed, drawn by the model with the adapter's updates added."""
+        """Return an RGB image a seed, drawn with an adapter's updates added or by a policy."""
         ...
 
     def denoiser(self) -> Denoiser:
@@ -59,6 +64,7 @@ class SdxlPipeline:
         self.negative_prompt = negative_prompt
         self.batch_size = batch_size
         self._denoiser: Denoiser | None = None
+        self._step = 0
         pipe.set_progress_bar_config(disable=True)
         pipe.unet.eval().requires_grad_(requires_grad=False)
 
@@ -163,6 +169,20 @@ class SdxlPipeline:
                 for (weight, _), original in zip(pairs, saved, strict=True):
                     weight.copy_(original)
 
+    @contextmanager
+    def speaking(self, policy: Policy) -> Iterator[None]:
+        """While open, the UNet answers as the policy says for the step being drawn.
+
+        The total is the number of the pipeline's timesteps, which schedulers of second order have
+        more of than asked for. The UNet's weights are never touched.
+
+        Raises:
+            AdapterError: A layer that the UNet does not have, of another shape, or not linear.
+        """
+        placed = policy.to(self.pipe.unet.device)
+        with speaking(self.pipe.unet, placed, lambda: (self._step, self.pipe.num_timesteps)):
+            yield
+
     def _matching_weights(self, adapter: LoraAdapter) -> list[tuple[Tensor, LowRankDelta]]:
         pairs = []
         modules = dict(self.pipe.unet.named_modules())
@@ -183,15 +203,16 @@ class SdxlPipeline:
         return pairs
 
     def generate(
-        self, adapter: LoraAdapter | None, prompt: str, seeds: Sequence[int]
+        self, adapter: LoraAdapter | Policy | None, prompt: str, seeds: Sequence[int]
     ) -> list[Image.Image]:
         """Return an RGB image a seed, in their order.
 
         Raises:
             AdapterError: The adapter does not fit the UNet.
+            PluginError: A policy gives wrong weights.
             RunError: An image is black, of one colour or not finite.
         """
-        with self.fused(adapter):
+        with self.speaking(adapter) if isinstance(adapter, Policy) else self.fused(adapter):
             return [
                 image
                 for start in range(0, len(seeds), self.batch_size)
@@ -209,6 +230,7 @@ class SdxlPipeline:
                 for generator in generators
             ]
         )
+        self._step = 0
         pixels = self.pipe(
             prompt=[prompt] * len(seeds),
             negative_prompt=[self.negative_prompt] * len(seeds) if self.negative_prompt else None,
@@ -219,8 +241,16 @@ class SdxlPipeline:
             generator=generators,  # for schedulers that draw noise at each step
             latents=latents.to(unet.dtype),
             output_type="np",
+            callback_on_step_end=self._count,
         ).images  # (n, height, width, 3) in [0, 1]
         return [to_image(image, seed) for image, seed in zip(pixels, seeds, strict=True)]
+
+    def _count(
+        self, _pipe: Any, step: int, _timestep: Any, state: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Note that a step is done; diffusers calls it."""
+        self._step = step + 1
+        return state
 
 
 def to_image(pixels: np.ndarray, seed: int) -> Image.Image:

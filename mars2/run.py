@@ -18,6 +18,7 @@ from baselines.adapter import AdapterError, LoraAdapter
 from baselines.denoiser import Denoiser
 from baselines.formats import load_adapter, save_adapter
 from baselines.merging_loss import PairTask
+from baselines.policy import Policy
 from baselines.registry import MergeMethod, PluginError, parse_method
 from benchmark_data.references import file_digest, open_image, reference_paths
 from benchmark_data.suite import Concept, Suite
@@ -217,16 +218,22 @@ class _Worker:
         memory = PeakMemory(self.plan.spec.device)
         memory.reset()
         start = time.perf_counter()
-        merged = method(adapters, seed=0, task=task, **self.options[job.method])
+        options = self.options[job.method]
+        merged: LoraAdapter | Policy
+        if method.kind == "policy":
+            merged = method.policy(adapters, seed=0, **options)
+        else:
+            merged = method(adapters, seed=0, task=task, **options)
         merge_peak = memory.peak()  # waits for the GPU
         merged_at = time.perf_counter()
-        merged.check_finite()
+        if isinstance(merged, LoraAdapter):
+            merged.check_finite()
         images = self.pipeline.generate(merged, job.prompt, job.seeds)
         peak = memory.peak()
         done = time.perf_counter()
         for seed, image in zip(job.seeds, images, strict=True):
             write_image(self.store.image_path(job.method, job.case_id, seed), image)
-        if self.save and merged.deltas:
+        if self.save and isinstance(merged, LoraAdapter) and merged.deltas:
             path = self.store.adapter_path(job.method, job.case_id)
             path.parent.mkdir(parents=True, exist_ok=True)
             save_adapter(merged, path)

@@ -89,13 +89,14 @@ class Cost:
         job: Id of the job.
         method: Label of the method.
         case: Id of the case.
-        merge_seconds: Merging, any fit included; without reading files.
+        merge_seconds: Merging, any fit included, or making a policy; without reading files.
         generation_seconds: Fusing, drawing and decoding all images of the job.
         images: Number of images.
         merge_peak_bytes: Peak memory while merging, base model included; None: not measurable.
         peak_bytes: Peak memory of the whole job.
         memory: What the peaks are: "cuda allocated" or "resident set".
-        parameters: Numbers stored in the merged adapter; 0 for the base model.
+        parameters: Numbers stored in the merged adapter, or in all that a policy weighs; 0 for
+            the base model.
         batch_size: Images drawn at once.
     """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta
+from baselines.adapter import AdapterError, LazyDeltas, LoraAdapter, LowRankDelta
 from baselines.formats import keys, layout
 from baselines.formats.settings import json_header, layer_scale, read_settings
 from baselines.training import load_tensors
@@ -38,6 +38,11 @@ class StoredLayer:
     def rank(self) -> int:
         """Of the factors."""
         return self.up.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(d_out, d_in)``."""
+        return self.up.shape[0], self.down.shape[1]
 
     def delta(self) -> LowRankDelta:
         """The update with its scale folded in; float32, or float64 where a factor is."""
@@ -69,8 +74,15 @@ class LoraFile:
         found = {f.dtype for stored in self.layers.values() for f in (stored.up, stored.down)}
         return tuple(sorted(found, key=str))
 
-    def adapter(self, name: str = "", *, ignore_text_encoder: bool = False) -> LoraAdapter:
+    def adapter(
+        self, name: str = "", *, ignore_text_encoder: bool = False, lazy: bool = False
+    ) -> LoraAdapter:
         """The UNet's updates, with alpha folded in.
+
+        Args:
+            name: The adapter's name; "" takes the file's.
+            ignore_text_encoder: Leave text encoders' LoRAs out instead of refusing the file.
+            lazy: Convert and check a layer when it is asked for, and keep the factors as stored.
 
         Raises:
             AdapterError: If the text encoders' would be dropped unasked, or values are not finite.
@@ -83,13 +95,23 @@ class LoraFile:
                 "own: mars2 merge FILE --method subject_only --ignore-text-encoder -o NEW"
             )
         metadata = dict(self.metadata) | ({"left_out": left_out} if left_out else {})
-        deltas = {layer: stored.delta() for layer, stored in self.layers.items()}
-        adapter = LoraAdapter(deltas, name=name or self.path.stem, metadata=metadata)
-        try:
-            adapter.check_finite()
-        except AdapterError as error:
-            raise AdapterError(f"{self.path}: {error}") from error
-        return adapter
+        name = name or self.path.stem
+
+        def make(layer: str) -> LowRankDelta:
+            delta = self.layers[layer].delta()
+            try:
+                LoraAdapter({layer: delta}, name=name).check_finite()
+            except AdapterError as error:
+                raise AdapterError(f"{self.path}: {error}") from error
+            return delta
+
+        deltas: Mapping[str, LowRankDelta]
+        if lazy:
+            shapes = {layer: stored.shape for layer, stored in self.layers.items()}
+            deltas = LazyDeltas(shapes, make)
+        else:
+            deltas = {layer: make(layer) for layer in self.layers}
+        return LoraAdapter(deltas, name=name, metadata=metadata)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Writes LoRA files, as diffusers (PEFT) or kohya spell them."""
 
 import json
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -14,7 +14,7 @@ from baselines.formats import layout
 from baselines.formats.base_model import STABLE_DIFFUSION_1, guess_base_model
 from baselines.formats.read import EMPTY_KEY, METADATA_KEY
 from baselines.formats.settings import DIFFUSERS_KEY, written_settings
-from baselines.training import save_tensors
+from baselines.training import stream_tensors
 
 Spelling = Literal["diffusers", "kohya"]
 
@@ -30,7 +30,8 @@ def save_adapter(
 
     In diffusers' spelling the factors are written as they are, and the header says alpha = rank for
     every layer, that is scale 1. In kohya's, every layer has a tensor alpha, the same for all: see
-    ``_one_alpha``. An adapter without layers can be read back by ``load_adapter`` only.
+    ``_one_alpha``. An adapter without layers can be read back by ``load_adapter`` only. A layer is
+    written at a time; each of a lazy adapter is made several times: see ``spooled``.
 
     Args:
         adapter: With finite values.
@@ -52,8 +53,8 @@ def save_adapter(
         header[EMPTY_KEY] = "true"
     elif spelling == "diffusers":
         header[DIFFUSERS_KEY] = json.dumps(written_settings(stored), sort_keys=True)
-    tensors = _diffusers(stored) if spelling == "diffusers" else _kohya(stored)
-    save_tensors(Path(path), tensors, header)
+    spell = _diffusers if spelling == "diffusers" else _kohya
+    stream_tensors(Path(path), lambda: spell(stored), header)
 
 
 def check_spelling(spelling: str) -> Spelling:
@@ -68,27 +69,32 @@ def check_spelling(spelling: str) -> Spelling:
     raise AdapterError(f"the spelling is {spelling!r}: it must be diffusers or kohya")
 
 
-def _diffusers(adapter: LoraAdapter) -> dict[str, Tensor]:
-    tensors = {}
-    for layer, (up, down) in _factors(adapter).items():
-        tensors[f"unet.{layer}.lora_A.weight"] = down
-        tensors[f"unet.{layer}.lora_B.weight"] = up
-    return tensors
+def _diffusers(adapter: LoraAdapter) -> Iterator[tuple[str, Tensor]]:
+    for layer, up, down in _factors(adapter):
+        yield f"unet.{layer}.lora_A.weight", down
+        yield f"unet.{layer}.lora_B.weight", up
 
 
-def _kohya(adapter: LoraAdapter) -> dict[str, Tensor]:
+def _kohya(adapter: LoraAdapter) -> Iterator[tuple[str, Tensor]]:
+    """All alphas first: they are float32, and a file's tensors must lie at multiples of their size.
+
+    Raises:
+        AdapterError: If a layer has no name in the spelling.
+    """
     original = layout.has_sdxl_layout(adapter.layers)
     alpha = max((delta.rank for delta in adapter.deltas.values()), default=0)
-    tensors = {}
-    for layer, (up, down) in _factors(_one_alpha(adapter, alpha)).items():
+    stems = {}
+    for layer in adapter.layers:
         name = (layout.to_original(layer) if original else None) or layer
         flat = name.replace(".", "_")
         if layout.unflatten(flat) != name:
             raise AdapterError(f"layer {layer!r} has no name in kohya's spelling: write diffusers'")
-        tensors[f"lora_unet_{flat}.lora_down.weight"] = down
-        tensors[f"lora_unet_{flat}.lora_up.weight"] = up
-        tensors[f"lora_unet_{flat}.alpha"] = torch.tensor(float(alpha))
-    return tensors
+        stems[layer] = f"lora_unet_{flat}"
+    for stem in stems.values():
+        yield f"{stem}.alpha", torch.tensor(float(alpha))
+    for layer, up, down in _factors(_one_alpha(adapter, alpha)):
+        yield f"{stems[layer]}.lora_down.weight", down
+        yield f"{stems[layer]}.lora_up.weight", up
 
 
 def _one_alpha(adapter: LoraAdapter, alpha: int) -> LoraAdapter:
@@ -99,33 +105,33 @@ def _one_alpha(adapter: LoraAdapter, alpha: int) -> LoraAdapter:
     get the highest rank as alpha. A layer of lower rank is filled up with zeros to alpha / 2^k, and
     its up factor divided by 2^k, which is exact.
     """
-    written = {}
-    for layer, delta in adapter.deltas.items():
+
+    def filled(delta: LowRankDelta) -> LowRankDelta:
         rank = alpha
         while rank % 2 == 0 and rank // 2 >= delta.rank:
             rank //= 2
         more = rank - delta.rank
-        written[layer] = LowRankDelta(
+        return LowRankDelta(
             pad(delta.up * (rank / alpha), (0, more)), pad(delta.down, (0, 0, 0, more))
         )
-    return replace(adapter, deltas=written)
+
+    return adapter.map(filled)
 
 
-def _factors(adapter: LoraAdapter) -> dict[str, tuple[Tensor, Tensor]]:
-    """Up and down of each layer, four axes for a convolution."""
-    base = guess_base_model({layer: delta.shape for layer, delta in adapter.deltas.items()})
-    factors = {}
+def _factors(adapter: LoraAdapter) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Each layer with its up and down, four axes for a convolution."""
+    base = guess_base_model(adapter.shapes())
     for layer, delta in adapter.deltas.items():
         side = layout.kernel(layer)
         if base == STABLE_DIFFUSION_1 and layer.endswith((".proj_in", ".proj_out")):
             side = 1  # convolutions there, linear in SDXL
         if side is None:
-            factors[layer] = delta.up, delta.down
+            yield layer, delta.up, delta.down
             continue
         if delta.shape[1] % (side * side):
             raise AdapterError(
                 f"layer {layer!r} is a convolution of {side} x {side}, which cannot have "
                 f"{delta.shape[1]} inputs"
             )
-        factors[layer] = delta.up[:, :, None, None], delta.down.reshape(delta.rank, -1, side, side)
-    return factors
+        down = delta.down.reshape(delta.rank, -1, side, side)
+        yield layer, delta.up[:, :, None, None], down

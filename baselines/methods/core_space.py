@@ -1,4 +1,6 @@
-"""TIES in Core Space (Panariello et al. 2025, arXiv 2509.17786): a small space that loses nothing.
+"""TIES in Core Space (Panariello et al. 2025, arXiv 2509.17786, id not verified).
+
+A small space that loses nothing holds both updates:
 
     U: left singular vectors of [B_subject B_style];  V: right ones of [A_subject; A_style]
     M = U^T B A V^T                                   each update's core, (k, l), k and l at most

@@ -1,4 +1,4 @@
-"""NP-LoRA (arXiv 2511.11051): the subject's update, kept out of the inputs that the style uses.
+"""NP-LoRA (arXiv 2511.11051, id not verified): the subject, kept out of what the style reads.
 
     dW = dW_style + dW_subject (I - mu / (1 + mu) Q Q^T)
 

@@ -60,7 +60,11 @@ def run(
     ] = None,
     batch_size: BatchSize = 4,
     save_adapters: Annotated[
-        bool, typer.Option("--save-adapters", help="Keep the merged adapters in the run's folder.")
+        bool,
+        typer.Option(
+            "--save-adapters",
+            help="Keep the merged adapters in the run's folder; policies have none.",
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and list the jobs; run nothing.")

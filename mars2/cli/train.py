@@ -1,4 +1,4 @@
-"""`mars2 train lora`, `mars2 train hypernet`: make the LoRAs and the hypernetwork of a suite."""
+"""`mars2 train lora`, `joint` and `hypernet`: make the LoRAs and the hypernetwork of a suite."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -7,9 +7,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from benchmark_data.suite import Concept, Suite
+from benchmark_data.suite import Case, Concept, Suite
 from mars2.cli.options import Device, Dtype, Model, SuiteName, parse_dtype
-from mars2.job import RunError
+from mars2.job import RunError, listed
 
 T = TypeVar("T")
 
@@ -88,6 +88,91 @@ def lora(
 
 
 @app.command()
+def joint(
+    out: Annotated[Path, typer.Option(help="Folder for CASE.safetensors.")],
+    suite: SuiteName = "miniworld",
+    case: Annotated[
+        list[str] | None, typer.Option(help="SUBJECT_STYLE; repeat it for several.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the pairs; all of it without --case.")] = (
+        "test"
+    ),
+    model: Model = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="[default: the suite's]")] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=1e-12, help="Learning rate.  [default: the suite's]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="[default: the suite's]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images a step.  [default: the suite's]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the factors and of each step.")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, typer.Option(help="Trade time for memory.")
+    ] = None,
+    dtype: Dtype = None,
+    device: Device = "auto",
+) -> None:
+    """Train a LoRA of a subject and a style together, for each pair; what is there is skipped.
+
+    The suite's settings are those of `joint_lora`, or else those of `subject_lora`.
+    """
+    from tqdm import tqdm
+
+    from baselines.dreambooth import LoraTraining, train_lora
+    from baselines.formats import save_adapter
+    from benchmark_data.load import load_suite
+    from benchmark_data.references import open_image, reference_paths
+    from mars2.run import load_denoiser
+
+    loaded = load_suite(suite)
+    cases = _cases(loaded, case or [], split)
+    todo = [one for one in cases if not (out / f"{one.id}.safetensors").exists()]
+    images = {
+        concept.id: [open_image(path) for path in reference_paths([concept], suite)]
+        for one in todo
+        for concept in (one.subject, one.style)
+    }
+    given = {
+        "rank": rank,
+        "lr": lr,
+        "steps": steps,
+        "batch_size": batch_size,
+        "seed": seed,
+        "gradient_checkpointing": gradient_checkpointing,
+    }
+    table = "joint_lora" if "joint_lora" in loaded.training else "subject_lora"
+    settings = _settings(LoraTraining, loaded, table, given)
+    denoiser = (
+        load_denoiser(loaded, model, dtype=parse_dtype(dtype), device=device) if todo else None
+    )
+    for one in cases:
+        path = out / f"{one.id}.safetensors"
+        if denoiser is None or one not in todo:
+            print(f"{path} is there already")
+            continue
+        state = out / f".{one.id}.training.safetensors"
+        out.mkdir(parents=True, exist_ok=True)
+        shown = [
+            shown
+            for concept in (one.subject, one.style)
+            for shown in zip(images[concept.id], concept.prompts, strict=True)
+        ]
+        with tqdm(total=settings.steps, desc=one.id, unit="step", disable=None) as bar:
+            adapter = train_lora(
+                denoiser,
+                [image for image, _ in shown],
+                [prompt for _, prompt in shown],
+                settings,
+                checkpoint=state,
+                progress=partial(_show, bar),
+            )
+        save_adapter(adapter, path)
+        state.unlink(missing_ok=True)
+        print(path)
+
+
+@app.command()
 def hypernet(
     out: Annotated[Path, typer.Option(help="The hypernetwork's file, .safetensors.")],
     suite: SuiteName = "miniworld",
@@ -106,6 +191,22 @@ def hypernet(
     hidden: Annotated[int | None, typer.Option(min=1, help="Width of the hidden layer.")] = None,
     normalize: Annotated[
         bool | None, typer.Option(help="Divide the columns by their root mean square.")
+    ] = None,
+    predict: Annotated[
+        str | None,
+        typer.Option(help="Projections to predict, such as q, q+out (the paper's) or q+k+v+out."),
+    ] = None,
+    reads: Annotated[
+        str | None,
+        typer.Option(
+            help="columns (the paper's), or features, which serve any width and base model."
+        ),
+    ] = None,
+    single_input: Annotated[
+        bool | None, typer.Option(help="One input layer for all widths, not one for each.")
+    ] = None,
+    attention: Annotated[
+        bool | None, typer.Option(help="Let the columns of a layer see each other.")
     ] = None,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out concepts without adapter or image.")
@@ -141,6 +242,10 @@ def hypernet(
         "batch_size": batch_size,
         "hidden": hidden,
         "normalize": normalize,
+        "projections": None if predict is None else _projections(predict),
+        "reads": reads,
+        "single_input": single_input,
+        "attention": attention,
         "seed": seed,
         "gradient_checkpointing": gradient_checkpointing,
     }
@@ -155,6 +260,15 @@ def hypernet(
     save_checkpoint(network, out, Provenance(loaded.name, loaded.revision, settings.steps))
     state.unlink(missing_ok=True)
     print(out)
+
+
+def _projections(text: str) -> tuple[str, ...]:
+    """Return the layers' endings: "q+out" -> to_q and to_out.0."""
+    endings = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+    parts = text.split("+")
+    if any(part not in endings or parts.count(part) > 1 for part in parts):
+        raise RunError(f"--predict is {text!r}; join some of q, k, v and out by +, such as q+out")
+    return tuple(endings[part] for part in parts)
 
 
 def _chosen(suite: Suite, names: list[str], *, every: bool, split: str | None) -> list[Concept]:
@@ -175,6 +289,22 @@ def _chosen(suite: Suite, names: list[str], *, every: bool, split: str | None) -
     if not chosen:
         raise RunError(f"suite {suite.name} has no subject or style in split {split!r}")
     return chosen
+
+
+def _cases(suite: Suite, names: list[str], split: str) -> list[Case]:
+    """Return the pairs of a split, or those asked for, in the order of the suite."""
+    if split not in suite.cases:
+        raise RunError(
+            f"suite {suite.name} has no split {split!r}; it has {', '.join(suite.cases)}"
+        )
+    known = {case.id: case for case in suite.cases[split]}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise RunError(
+            f"suite {suite.name} has no pair {unknown[0]!r} in split {split!r}; it has "
+            f"{listed(known)}"
+        )
+    return [case for case in known.values() if not names or case.id in names]
 
 
 def _show(bar: Any, step: int, loss: float) -> None:

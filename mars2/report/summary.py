@@ -88,7 +88,7 @@ class CostSummary:
         merge_peak_bytes: Highest memory use while merging; None: not measurable.
         peak_bytes: Highest memory use of a job.
         memory: What was measured, "cuda allocated" or "resident set".
-        parameters: Largest number of numbers stored in a merged adapter.
+        parameters: Largest number of numbers stored in a merged adapter, or for a policy.
     """
 
     jobs: int

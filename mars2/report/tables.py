@@ -83,11 +83,13 @@ def mars2_table(summary: Summary, judge: str) -> Table:
             score = method.scores.get(joint)
             cells[method.label].append(difference_cell(score, joint))
     if any(method.cost for method in summary.methods):
-        columns.append("merge")
+        columns += ["merge", "image"]
         for method in summary.methods:
-            cells[method.label].append(
-                Cell(seconds(method.cost.merge_seconds) if method.cost else EMPTY)
-            )
+            cost = method.cost
+            cells[method.label] += [
+                Cell(seconds(cost.merge_seconds) if cost else EMPTY),
+                Cell(seconds(cost.image_seconds) if cost else EMPTY),
+            ]
     return Table(
         "MARS2",
         "method",
@@ -283,7 +285,8 @@ def cost_table(summary: Summary) -> Table | None:
         _method_rows(summary, cells),
         (
             "Mean times; merging includes any fit to the pair. Highest memory of any job "
-            f"({memory}), base model included. Stored: numbers kept of a merged adapter.",
+            f"({memory}), base model included. Stored: numbers kept of a merged adapter, "
+            "or of all that a policy weighs while it draws.",
         ),
     )
 

@@ -16,9 +16,13 @@ BUILT_INS = (
     *("ties", "dare", "dare_ties", "magnitude", "della", "breadcrumbs"),
     *("ties_factors", "dare_factors", "dare_ties_factors", "magnitude_factors"),
     *("svd_merge", "knots", "core_space", "tsv_m", "iso_c", "np_lora", "b_lora_filter"),
+    *("lora_soups", "joint_training"),
+    *("k_lora", "est_lora", "switch", "composite"),
 )
 OPTIONS: dict[str, dict[str, Any]] = {
     "ziplora": {"steps": 2},
+    "lora_soups": {"steps": 2},
+    "joint_training": {"steps": 2},
     # blocks of the battery's pair
     "b_lora_filter": {"content_block": "mid_block", "style_block": "down_blocks.1.attentions.0"},
 }

@@ -22,6 +22,7 @@ from baselines.registry import (
     fit_method,
     layer_method,
     parse_method,
+    policy_method,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +79,12 @@ def declare(source: str, kind: str = "layer", **names: Any) -> Callable[..., Any
     """Define a function from its parameter list and decorate it as method "tried"."""
     scope: dict[str, Any] = {"Literal": Literal, **names}
     exec(f"def tried({source}):\n    'Do nothing.'\n    return deltas[0]", scope)
-    decorate = {"layer": layer_method, "adapter": adapter_method, "fit": fit_method}[kind]
+    decorate = {
+        "layer": layer_method,
+        "adapter": adapter_method,
+        "fit": fit_method,
+        "policy": policy_method,
+    }[kind]
     return decorate("tried")(scope["tried"])
 
 
@@ -127,6 +133,8 @@ def test_reads_options_off_the_signature():
         ("deltas, *, task: int = 0", "adapter", "'task' cannot be an option"),
         ("deltas, *, adapters: int = 0", "layer", "'adapters' cannot be an option"),
         ("deltas", "fit", "must take 2 arguments"),
+        ("deltas, step", "policy", "must take 1 argument,"),
+        ("deltas, *, rng", "policy", "'rng' cannot be an option"),
     ],
 )
 def test_refuses_signatures_it_does_not_understand(source: str, kind: str, message: str):

@@ -11,14 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import mars2
 from baselines.adapter import LoraAdapter
 from baselines.formats import load_adapter, save_adapter
+from baselines.merging_loss import PairTask
+from baselines.registry import METHODS
+from benchmark_data.load import load_suite
 from mars2.cli import PUBLIC_ERRORS, main
 from mars2.cli.options import parse_seeds
 from mars2.cli.work import Scoring
 from mars2.job import Choices, RunError
+from mars2.run import load_denoiser
 
 ROOT = Path(__file__).parents[2]
 
@@ -248,7 +253,13 @@ def test_bad_runs_are_one_line_and_exit_code_2(
         (("score", ".", "--suite", "SUITE", "--manifest", "x.csv"), "x.csv cannot be read"),
         (("merge", "a.safetensors", "b.safetensors", "-o", "c"), "no LoRA file a.safetensors"),
         (("merge", "a", "-o", "c", "--method", "ziplora"), "ziplora optimises for a pair"),
+        (("merge", "a", "-o", "c", "--method", "k_lora"), "k_lora weighs the LoRAs anew"),
         (("train", "lora", "--suite", "SUITE", "--out", "."), "either --concept"),
+        (
+            ("train", "joint", "--suite", "SUITE", "--out", ".", "--case", "ink_cat"),
+            "no pair 'ink_cat' in split 'test'; it has cat_ink, cat_oil",
+        ),
+        (("train", "joint", "--suite", "SUITE", "--out", ".", "--split", "tset"), "it has train"),
         (
             ("train", "lora", "--suite", "SUITE", "--out", ".", "--concept", "cta"),
             "no subject or style 'cta'",
@@ -256,6 +267,14 @@ def test_bad_runs_are_one_line_and_exit_code_2(
         (
             ("train", "hypernet", "--suite", "SUITE", "--out", "x", "--split", "test"),
             "--split is test",
+        ),
+        (
+            ("train", "hypernet", "--suite", "SUITE", "--out", "x", "--predict", "q+x"),
+            "--predict is 'q+x'; join some of q, k, v and out",
+        ),
+        (
+            ("train", "hypernet", "--suite", "SUITE", "--out", "x", "--reads", "rows"),
+            "reads is 'rows': it must be columns or features",
         ),
         (("data", "list", "miniwrld"), "miniworld"),
         (("run", "--suite", "SUITE", "--method", "average", "--out", "/proc/x"), "/proc/x: "),
@@ -289,6 +308,32 @@ def test_merge_writes_the_sum(
     for layer, delta in merged.deltas.items():
         expected = sum(random_adapter(seed).deltas[layer].dense() for seed in (1, 2))
         torch.testing.assert_close(delta.dense(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_joint_loras_are_the_methods(cli: Cli, world, tmp_path: Path) -> None:
+    """`mars2 train joint` and the method joint_training give the same LoRA."""
+    options = ("--device", "cpu", "--steps", 2, "--rank", 2, "--lr", 0.01)
+    joint = ("train", "joint", "--suite", world.suite, "--out", tmp_path / "joint", *options)
+    code, said, _ = cli(*joint, "--case", "cat_ink")
+    assert code == 0
+    path = tmp_path / "joint" / "cat_ink.safetensors"
+    assert said.split() == [str(path)]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    code, said, _ = cli(*joint, "--case", "cat_ink")
+    assert (code, said) == (0, f"{path} is there already\n")
+    suite = load_suite(world.suite)
+    task = PairTask(
+        load_denoiser(suite, None, dtype=None, device="cpu"),
+        [Image.open(world.folder / f"cat_{number}.png") for number in range(2)],
+        suite.subjects["cat"].prompts,
+        [Image.open(world.folder / "ink_0.png")],
+        suite.styles["ink"].prompts,
+    )
+    pair = [load_adapter(world.adapters / f"{name}.safetensors") for name in ("cat", "ink")]
+    method = METHODS.get("joint_training")
+    trained = method(pair, task=task, steps=2, rank=2, lr=0.01)
+    assert load_adapter(path).digest() == trained.digest()
+    assert method(pair, task=task, steps=1).deltas[trained.layers[0]].rank == 4
 
 
 def test_loras_and_hypernetworks_are_trained(cli: Cli, world, tmp_path: Path) -> None:

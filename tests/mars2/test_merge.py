@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import tracemalloc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from typer.testing import CliRunner
 import mars2
 from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta
 from baselines.formats import load_adapter, save_adapter
+from baselines.registry import METHODS
+from lorarar.checkpoints import Provenance, save_checkpoint
+from lorarar.hypernet import HyperNetwork
 from mars2.cli import app
 from mars2.job import RunError
 from mars2.merge import merge_files
@@ -171,6 +176,99 @@ def test_the_command_hands_its_options_on(files: list[Path], tmp_path: Path) -> 
     assert metadata(out)["method"] == "average"
     factors = [value for key, value in load_file(out).items() if not key.endswith(".alpha")]
     assert {value.dtype for value in factors} == {torch.float16}
+
+
+# --- memory
+
+LAYER = 4 * 256 * 32 * 2
+"""Bytes of a layer's factors below, in float32."""
+
+
+def large_files(folder: Path, count: int) -> list[Path]:
+    """Two LoRAs of rank 32 with that many layers of 256 x 256."""
+    paths = []
+    for which in range(2):
+        generator = torch.Generator().manual_seed(which)
+        deltas = {
+            f"mid_block.attentions.{index}.transformer_blocks.0.attn1.to_q": LowRankDelta(
+                torch.randn(256, 32, generator=generator), torch.randn(32, 256, generator=generator)
+            )
+            for index in range(count)
+        }
+        paths.append(folder / f"{count}-{which}.safetensors")
+        save_adapter(LoraAdapter(deltas), paths[-1])
+    return paths
+
+
+class LiveDeltas:
+    """Counts the bytes of all updates that are alive, each factor once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.alive: weakref.WeakSet[LowRankDelta] = weakref.WeakSet()
+        self.most = 0
+        check = LowRankDelta.__post_init__
+
+        def note(delta: LowRankDelta) -> None:
+            check(delta)
+            self.alive.add(delta)
+            factors = [factor for one in self.alive for factor in (one.up, one.down)]
+            stores = {f.untyped_storage().data_ptr(): f.untyped_storage() for f in factors}
+            self.most = max(self.most, sum(store.nbytes() for store in stores.values()))
+
+        monkeypatch.setattr(LowRankDelta, "__post_init__", note)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("direct_sum", {}),
+        ("direct_sum", {"rank": 8, "dtype": "float16", "spelling": "kohya"}),
+        ("knots", {}),
+        ("subject_only", {"layers": "union"}),
+        ("lorarar:checkpoint=NETWORK", {}),
+    ],
+    ids=["sum", "cut", "knots", "convert", "lorarar"],
+)
+def test_a_merge_holds_a_few_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, options: dict
+) -> None:
+    network = tmp_path / "network.safetensors"
+    save_checkpoint(HyperNetwork([256], hidden=16), network, Provenance())
+    method = method.replace("NETWORK", str(network))
+    most, python = [], []
+    for count in (6, 30):
+        files = large_files(tmp_path, count)
+        out = tmp_path / "out.safetensors"
+        with monkeypatch.context() as patch:
+            live = LiveDeltas(patch)
+            tracemalloc.start()
+            merge_files(files, out, method=method, **options)
+            python.append(tracemalloc.get_traced_memory()[1])  # buffers and texts
+            tracemalloc.stop()
+        most.append(live.most)
+        assert not live.alive
+        assert len(load_adapter(out).layers) == count
+    assert most[0] == most[1] <= 12 * LAYER
+    assert python[1] - python[0] < 3 * LAYER  # headers
+
+
+def test_a_merge_from_files_is_the_merge_in_memory(files: list[Path], tmp_path: Path) -> None:
+    for method in ("ties", "dare", "iso_c", "ties_factors"):
+        merge_files(files, tmp_path / "out.safetensors", method=method, seed=7)
+        inputs = [load_adapter(path) for path in files]
+        expected = METHODS.get(method)(inputs, seed=7)
+        assert load_adapter(tmp_path / "out.safetensors").digest() == expected.digest(), method
+
+
+def test_values_that_are_not_finite_leave_nothing_behind(files: list[Path], tmp_path: Path) -> None:
+    tensors = load_file(files[1])
+    name = sorted(key for key in tensors if key.endswith("lora_up.weight"))[-1]
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, files[1])
+    before = set(tmp_path.iterdir())
+    with pytest.raises(AdapterError, match=r"ink\.safetensors: layer .* not finite"):
+        merge_files(files, tmp_path / "out.safetensors", method="direct_sum")
+    assert set(tmp_path.iterdir()) == before
 
 
 # --- inspect

@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta
 from baselines.formats import save_adapter
+from baselines.policy import Policy
+from baselines.registry import METHODS
 from mars2.job import RunError
 from mars2.pipelines import SdxlPipeline, find_model, model_revision, to_image
 
@@ -127,6 +130,89 @@ def test_images_are_those_of_diffusers_own_adapter_loading(
     other.pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
     for left, right in zip(fused, other.generate(None, "a cat", [0, 1]), strict=True):
         assert np.abs(np.asarray(left, int) - np.asarray(right, int)).max() <= 1
+
+
+def always(pair: list[LoraAdapter], *passes: tuple[float, float]) -> Policy:
+    return Policy(tuple(pair), tuple(lambda *at, fixed=fixed: fixed for fixed in passes))
+
+
+def furthest(left: list[Image.Image], right: list[Image.Image]) -> int:
+    return max(
+        np.abs(np.asarray(a, int) - np.asarray(b, int)).max()
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def test_a_policy_of_constant_weights_is_the_merge(
+    pipeline: SdxlPipeline, random_adapter: Callable[..., LoraAdapter]
+) -> None:
+    pair = [random_adapter(1), random_adapter(2)]
+    before = weights(pipeline)
+    for fixed, method in (((1.0, 1.0), "direct_sum"), ((1.0, 0.0), "subject_only")):
+        expected = pipeline.generate(METHODS.get(method)(pair), "a cat", [0, 1])
+        assert furthest(pipeline.generate(always(pair, fixed), "a cat", [0, 1]), expected) <= 2
+        assert furthest(pipeline.generate(None, "a cat", [0, 1]), expected) > 20
+    assert same_bits(weights(pipeline), before)
+
+
+def test_a_policy_is_asked_for_each_step_of_each_batch(
+    tiny_sdxl: Path, random_adapter: Callable[..., LoraAdapter]
+) -> None:
+    pair = [random_adapter(1), random_adapter(2)]
+    asked: list[tuple[int, int]] = []
+
+    def noting(layer: str, step: int, total: int) -> tuple[float, float]:
+        asked.append((step, total))
+        return (1.0, 0.0) if step == 0 else (0.0, 1.0)
+
+    policy = Policy(tuple(pair), (noting,))
+    batched = load(tiny_sdxl, batch_size=2)
+    images = batched.generate(policy, "a cat", [5, 6, 7])
+    layers = len(policy.layers)
+    assert asked == 2 * (layers * [(0, 2)] + layers * [(1, 2)])  # two batches, two steps
+    assert furthest(load(tiny_sdxl).generate(policy, "a cat", [5, 6, 7]), images) <= 1
+    assert [i.tobytes() for i in batched.generate(policy, "a cat", [5, 6, 7])] == [
+        i.tobytes() for i in images
+    ]
+
+
+def test_switching_is_drawing_with_one_adapter_and_then_the_other(
+    pipeline: SdxlPipeline, random_adapter: Callable[..., LoraAdapter]
+) -> None:
+    """The adapters changed by hand between the two steps, in a callback of diffusers."""
+    pair = [random_adapter(1), random_adapter(2)]
+    drawn = pipeline.generate(METHODS.get("switch").policy(pair, tau=1), "a cat", [3])
+    fused = pipeline.fused(pair[0])
+    fused.__enter__()
+    count = pipeline._count
+
+    def change(pipe, step, timestep, state):
+        nonlocal fused
+        if step == 0:
+            fused.__exit__(None, None, None)
+            fused = pipeline.fused(pair[1])
+            fused.__enter__()
+        return count(pipe, step, timestep, state)
+
+    pipeline._count = change
+    try:
+        expected = pipeline.generate(None, "a cat", [3])
+    finally:
+        fused.__exit__(None, None, None)
+        del pipeline._count
+    assert furthest(drawn, expected) <= 2
+
+
+def test_a_policys_passes_are_averaged(
+    pipeline: SdxlPipeline, random_adapter: Callable[..., LoraAdapter]
+) -> None:
+    pair = [random_adapter(1), random_adapter(2)]
+    twice = pipeline.generate(always(pair, (1.0, 0.0), (1.0, 0.0)), "a cat", [0])
+    assert furthest(twice, pipeline.generate(pair[0], "a cat", [0])) <= 2
+    composite = pipeline.generate(METHODS.get("composite").policy(pair), "a cat", [0])
+    both = pipeline.generate(always(pair, (1.0, 0.0), (0.0, 1.0)), "a cat", [0])
+    assert furthest(composite, both) == 0
+    assert furthest(composite, twice) > 2
 
 
 @pytest.mark.parametrize(

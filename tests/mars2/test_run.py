@@ -119,6 +119,30 @@ def test_fit_methods_leave_the_base_alone(world, pipeline: SdxlPipeline, tmp_pat
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_policies_run_resume_and_give_the_same_bytes(
+    world, pipeline: SdxlPipeline, tmp_path: Path
+) -> None:
+    methods = ("switch:tau=1", "k_lora", "composite")
+    run_plan = prepared(world, replace(WEIGHTS_ONLY, methods=methods, limit=1, controls=False))
+    whole = RunStore.create(tmp_path / "whole", run_plan.spec)
+    costs = list(run(run_plan, whole, pipeline, save_adapters=True))
+    store = RunStore.create(tmp_path / "run", run_plan.spec)
+    with pytest.raises(KeyboardInterrupt):
+        list(run(run_plan, store, Counting(pipeline, break_at=1)))
+    rest = Counting(pipeline)
+    list(run(run_plan, RunStore.create(tmp_path / "run", run_plan.spec), rest))
+    assert rest.calls == 2
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert len(set(files(tmp_path / "run").values())) == 3 * 2
+    stored = sum(
+        load_adapter(world.adapters / f"{concept}.safetensors").parameters()
+        for concept in ("cat", "ink")
+    )
+    assert {cost.parameters for cost in costs} == {stored}
+    assert not (tmp_path / "whole" / "adapters").exists()
+    assert run_plan.spec.methods[0].kind == "policy"
+
+
 def test_an_interrupted_run_goes_on(world, pipeline: SdxlPipeline, tmp_path: Path) -> None:
     run_plan = prepared(world, replace(WEIGHTS_ONLY, limit=2))
     whole = RunStore.create(tmp_path / "whole", run_plan.spec)
