@@ -276,9 +276,10 @@ def diversity(
     from mars2.metrics.clip import ClipMetric
     from mars2.metrics.dino import DinoMetric
     from mars2.studies.diversity import study_diversity
+    from mars2.studies.embeddings import Embedder
 
     loaded = load_suite(suite)
-    embedders = {
+    embedders: dict[str, Embedder] = {
         "DINO": DinoMetric.load(dino or loaded.models.dino, device=device),
         "CLIP": ClipMetric.load(clip or loaded.models.clip, device=device),
     }

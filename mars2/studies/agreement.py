@@ -207,8 +207,11 @@ def _rankings(
         runs.by_method({key: found[key, metric].value for key, _ in both}, methods, clusters)
         for found in (first, second)
     ]
-    tau = clusters.estimate(by_rows("kendall", *tables), len(methods))
-    tops = [methods[int(np.nanargmax(table[0]))] for table in tables]
+    tau = clusters.estimate(by_rows("kendall", tables[0], tables[1]), len(methods))
+    tops = [
+        "-" if np.isnan(table[0]).all() else methods[int(np.nanargmax(table[0]))]
+        for table in tables
+    ]
     return (tau, concordance(np.stack([table[0] for table in tables])), *tops, len(methods))  # type: ignore[return-value]
 
 
@@ -318,7 +321,7 @@ def _figure(
 ) -> Figure:
     methods = runs.labels(store)
     names = {"mars2": "MARS2", "mars2_subject": "subject", "mars2_style": "style"}
-    with mpl.rc_context(dict(STYLE)):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.5, 0.42 * len(methods) + 1.5), layout="constrained")
         panels = figure.subplots(1, 3, sharey=True)
         for panel, (metric, title) in zip(panels, names.items(), strict=True):

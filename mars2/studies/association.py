@@ -143,8 +143,11 @@ def pair_counts(
         first = end
     tables[4] = np.outer(sizes, sizes) - np.diag(sizes)
     drawn = weights[:, there]
-    counts = [((drawn @ table) * drawn).sum(axis=1) / 2 for table in tables]
-    return PairCounts(*counts[:4], counts[4] - sum(counts[:4]))
+    alike, opposite, x_tied, y_tied, total = (
+        ((drawn @ table) * drawn).sum(axis=1) / 2 for table in tables
+    )
+    rest = total - (alike + opposite + x_tied + y_tied)
+    return PairCounts(alike, opposite, x_tied, y_tied, rest)
 
 
 def kendall_c(x: Floats, y: Floats, owner: Integers, weights: Floats) -> Floats:
@@ -154,7 +157,8 @@ def kendall_c(x: Floats, y: Floats, owner: Integers, weights: Floats) -> Floats:
         return np.full(len(weights), np.nan)
     counts = pair_counts(x, y, owner, weights)
     n = weights[:, owner].sum(axis=1)
-    return 2 * distinct * (counts.concordant - counts.discordant) / (n**2 * (distinct - 1))
+    difference = counts.concordant - counts.discordant
+    return np.asarray(2 * distinct * difference / (n**2 * (distinct - 1)))
 
 
 def coefficient(
@@ -222,7 +226,7 @@ def grouped(
     if grouping == "system":
         count = int(method.max()) + 1
         means = [_means(scores, owner, method, weights, count) for scores in (x, y)]
-        values = by_rows(name, *means)
+        values = by_rows(name, means[0], means[1])
         return Grouped(values, 1, int(np.isnan(values[0])), count)
     if grouping == "method":
         parts = [

@@ -10,7 +10,7 @@ import numpy as np
 
 from mars2.stats import Estimate, cluster_mean
 from mars2.studies import raters
-from mars2.studies.association import Floats, best_epsilon, item_weights, settled
+from mars2.studies.association import best_epsilon, item_weights, settled
 from mars2.studies.pairwise import bradley_terry
 from mars2.studies.ratings import CHOICES, Choice, Image, Scored
 from mars2.studies.result import Sheet, Value, estimate, spoken
@@ -150,12 +150,12 @@ def _strengths(
     games = drawn + drawn.transpose(0, 2, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         won = drawn.sum(axis=2) / games.sum(axis=2)
-    rows = []
+    rows: list[tuple[str, Estimate, Estimate, int]] = []
     for number, name in enumerate(methods):
         n = int(games[0, number].sum())
-        values: list[Floats] = [strengths[:, number], won[:, number]]
-        rows.append((name, *(estimate(one, n, len(items)) for one in values), n))
-    return sorted(rows, key=lambda row: -(row[1].value or 0))  # type: ignore[return-value, union-attr]
+        strength = estimate(strengths[:, number], n, len(items))
+        rows.append((name, strength, estimate(won[:, number], n, len(items)), n))
+    return sorted(rows, key=lambda row: -(row[1].value or 0))
 
 
 def _accuracy(scored: Scored, choices: Sequence[Choice], lower: bool) -> tuple[Value, ...]:
@@ -238,9 +238,9 @@ def _said(
             f"{spoken(left)} of them fell on the left image: "
             + ("no preference for a side." if fair else "people preferred a side.")
         )
-    rated = [row for row in accuracies if isinstance(row[1], Estimate)]
+    rated = [(str(row[0]), row[1]) for row in accuracies if isinstance(row[1], Estimate)]
     if rated and isinstance(person, Estimate):
-        top = max(rated, key=lambda row: row[1].value or 0)  # type: ignore[union-attr]
+        top = max(rated, key=lambda row: row[1].value or 0)
         sentences.append(
             f"{top[0]} chooses as people do in {spoken(top[1])} of the choices for one of two; "
             f"another person in {spoken(person)}."

@@ -243,7 +243,7 @@ def _text(
 def _figure(found: Mapping[str, _Costs], names: Mapping[str, str]) -> Figure:
     shown = {label: one for label, one in found.items() if names[label] not in CONTROLS} or found
     grid = np.unique(np.round(np.logspace(0, 4, 60))).astype(int)
-    with mpl.rc_context(dict(STYLE)):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.5, 3.9), layout="constrained")
         left, right = figure.subplots(1, 2)
         for place, (label, one) in enumerate(shown.items()):

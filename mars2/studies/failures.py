@@ -19,7 +19,7 @@ from mars2.judges import Judge, Question
 from mars2.judges.prompts import TEMPLATES, choose
 from mars2.report.plots import COLORS
 from mars2.stats import Estimate, cluster_mean
-from mars2.store import Record, RunStore, Sample
+from mars2.store import Record, RunStore
 from mars2.studies import runs
 from mars2.studies.association import spearman
 from mars2.studies.embeddings import Embedder, concept_features, nearest
@@ -262,7 +262,7 @@ def _leaks(
     rows: list[tuple[Value, ...]] = []
     for method in runs.labels(store):
         own = [one for one in store.samples() if one.method == method and one.path.is_file()]
-        chosen = leak_samples(own, leak.images)
+        chosen = runs.few(own, leak.images)
         answers: list[float | None] = []
         cases = []
         for sample in chosen:
@@ -284,18 +284,6 @@ def _leaks(
          "The base model has not seen it: what it shows is the judge's error. In brackets: 95 % "
          "interval, bootstrap over pairs.",),
     )  # fmt: skip
-
-
-def leak_samples(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Return up to `count` samples: of every pair the first seed, then the second, and so on."""
-    turns: dict[str, int] = {}
-    ranked = []
-    for sample in samples:
-        turn = turns.get(sample.case, 0)
-        turns[sample.case] = turn + 1
-        ranked.append((turn, len(turns), sample))
-    ranked.sort(key=lambda entry: entry[0])
-    return [sample for _, _, sample in ranked[:count]]
 
 
 def _text(
@@ -364,7 +352,7 @@ def _figure(
     merges: Sequence[str],
 ) -> Figure:
     colors = (COLORS[2], COLORS[0], COLORS[1], "#8a8a8a", "#dddddd")
-    with mpl.rc_context(dict(STYLE)):
+    with mpl.rc_context(STYLE):
         panels = 1 + 2 * bool(distances)
         figure = Figure(
             figsize=(4.4 + 3.2 * (panels - 1), 0.36 * len(table.rows) + 1.9), layout="constrained"
@@ -443,8 +431,10 @@ def _pictures(
     there = {(s.method, s.case, s.seed): s for s in store.samples() if s.path.is_file()}
     with mpl.rc_context({"font.size": 8, "axes.grid": False}):
         columns = 2 + len(merges)
-        figure = Figure(figsize=(1.35 * columns, 1.62 * max(len(cases), 1)), layout="constrained")
-        axes = figure.subplots(max(len(cases), 1), columns, squeeze=False)
+        lines = max(len(cases), 1)
+        figure = Figure(figsize=(1.35 * columns, 1.62 * lines))
+        axes = figure.subplots(lines, columns, squeeze=False)
+        figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.42 / (1.62 * lines), 0.06, 0.2)
         for row, case in enumerate(cases):
             for column, concept in enumerate(pairs[case]):
                 paths = references.get(concept, ())

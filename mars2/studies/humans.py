@@ -155,7 +155,7 @@ def _study(data: Aligned, settings: Settings) -> _Part:
     mean = raters.mean_rating(data.rated.table)
     association = _associations(data, mean, weights, settings)
     ceilings = _ceilings(data, weights, settings)
-    rho = {
+    rho: dict[tuple[str, str], Estimate] = {
         (name, grouping): association.estimates[name, grouping, "spearman"]
         for name in data.scores
         for grouping in GROUPINGS
@@ -507,8 +507,11 @@ def _comparisons(
                 values[0].values - values[1].values, int(both.sum()), len(data.items)
             )
             williams = testing.williams(x, other, y) if name == "pearson" else float("nan")
-            own.append((difference, *tests, williams))
-        adjusted = [testing.holm([one[k] for one in own]) for k in (1, 2)]
+            own.append((difference, tests[0], tests[1], williams))
+        adjusted = [
+            testing.holm([one[1] for one in own]),
+            testing.holm([one[2] for one in own]),
+        ]
         both_p = [max(p) for p in zip(*adjusted, strict=True)]
         if (name, grouping) == ("spearman", "flat"):
             told_apart = {
@@ -665,7 +668,7 @@ def _gathered(parts: Sequence[tuple[Sheet, ...]]) -> list[Sheet]:
 
 
 def _figure(parts: Sequence[_Part]) -> Figure:
-    with mpl.rc_context(dict(STYLE)):
+    with mpl.rc_context(STYLE):
         height = max(len(part.metrics) for part in parts)
         figure = Figure(figsize=(5.2 * len(parts) + 1.4, 0.55 * height + 1.7), layout="constrained")
         panels = figure.subplots(1, len(parts), squeeze=False)[0]

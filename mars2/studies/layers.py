@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from baselines.adapter import LoraAdapter, LowRankDelta
 from baselines.formats import load_adapter
 from benchmark_data.suite import Suite
-from mars2.job import RunError, RunSpec
+from mars2.job import CONTROLS, RunError, RunSpec
 from mars2.report.plots import COLORS
 from mars2.stats import Estimate, cluster_mean
 from mars2.store import RunStore
@@ -29,6 +29,8 @@ Merged = tuple[str, str, LoraAdapter, LoraAdapter, LoraAdapter]
 """Method, case, merged adapter, subject's and style's."""
 
 REFERENCE = "ziplora"
+NEGLIGIBLE = 1e-4
+"""A column so much shorter than the other's, or two so nearly parallel, have no coefficients."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Columns:
     """What a merge does to the columns of one layer.
 
     Attributes:
-        subject: (d_in,): coefficients of the subject's columns.
-        style: (d_in,): of the style's.
+        subject: (d_in,): coefficients of the subject's columns; NaN where they cannot be told.
+        style: (d_in,): of the style's, likewise.
         dominates: (d_in,): whether the subject's part of a column is the longer one.
         residual: Share of the merged update's norm that no such coefficients explain.
     """
@@ -51,22 +53,33 @@ class Columns:
 def read_columns(merged: LowRankDelta, subject: LowRankDelta, style: LowRankDelta) -> Columns:
     """Return the coefficients that come nearest to a merged layer, column by column.
 
-    Where the columns of both are (nearly) parallel, the smallest coefficients of all that fit.
+    A column of next to no length has none, and where the columns of both are parallel neither has:
+    any share of the one could be the other's. Of these the longer column dominates.
     """
     a, b, c = (
         delta.to(dtype=torch.float64).dense().numpy() for delta in (subject, style, merged)
     )  # (d_out, d_in)
-    gram = np.empty((a.shape[1], 2, 2))
-    gram[:, 0, 0], gram[:, 1, 1] = (a * a).sum(axis=0), (b * b).sum(axis=0)
-    gram[:, 0, 1] = gram[:, 1, 0] = (a * b).sum(axis=0)
-    right = np.stack([(a * c).sum(axis=0), (b * c).sum(axis=0)], axis=1)  # (d_in, 2)
-    solved = (np.linalg.pinv(gram, rcond=1e-9, hermitian=True) @ right[:, :, None])[:, :, 0]
-    rest = np.linalg.norm(c - a * solved[:, 0] - b * solved[:, 1])
-    lengths = np.abs(solved) * np.sqrt(np.stack([gram[:, 0, 0], gram[:, 1, 1]], axis=1))
+    norms = np.stack([np.linalg.norm(one, axis=0) for one in (a, b)])  # (2, d_in)
+    known = norms > NEGLIGIBLE * norms.max(axis=0)
+    safe = np.where(known, norms, 1)
+    first, second = (one / length for one, length in zip((a, b), safe, strict=True))
+    products = np.stack([(one * c).sum(axis=0) for one in (first, second)])
+    cosine = np.where(known.all(axis=0), (first * second).sum(axis=0), 0)
+    parallel = 1 - cosine**2 <= NEGLIGIBLE
+    rest = np.where(parallel, 1, 1 - cosine**2)
+    lengths = np.where(known, (products - cosine * products[::-1]) / rest, 0)
+    # Of parallel columns the whole part is counted once, as the longer one's.
+    lengths[:, parallel] = np.where(
+        norms[:, parallel] == norms[:, parallel].max(axis=0), products[:, parallel], 0
+    )
+    solved = np.where(known & ~parallel, lengths / safe, np.nan)
+    left = float(np.linalg.norm(c - first * lengths[0] - second * lengths[1]))
     return Columns(
-        solved[:, 0], solved[:, 1], lengths[:, 0] > lengths[:, 1],
-        float(rest / max(float(np.linalg.norm(c)), 1e-300)),
-    )  # fmt: skip
+        solved[0],
+        solved[1],
+        np.abs(lengths[0]) > np.abs(lengths[1]),
+        left / max(float(np.linalg.norm(c)), 1e-300),
+    )
 
 
 def merged_by_hypernetwork(
@@ -95,7 +108,7 @@ def merged_by_hypernetwork(
 
 
 def merged_in_run(store: RunStore) -> list[Merged]:
-    """Return the merged adapters that a run kept.
+    """Return the merged adapters that a run kept, without those of controls.
 
     Raises:
         RunError: It kept none.
@@ -105,7 +118,8 @@ def merged_in_run(store: RunStore) -> list[Merged]:
         raise RunError(f"{store.folder} is no run of `mars2 run`: it has no merged adapters")
     folder = Path(store.spec.adapters)
     found = []
-    for method in store.spec.labels:
+    controls = [one.label for one in store.spec.methods if one.name in CONTROLS]
+    for method in (label for label in store.spec.labels if label not in controls):
         for case in store.spec.cases:
             path = store.adapter_path(method, case.id)
             if path.is_file():
@@ -174,18 +188,29 @@ def _values(
     """Return means over pairs of a set of layers' columns, spreads within a pair, what is left."""
     cases = [case for case, _ in columns]
     means = [
-        cluster_mean([float(value) for value in values], cases)
+        cluster_mean(values, cases)
         for values in (
-            [one.subject.mean() for _, one in columns],
-            [one.style.mean() for _, one in columns],
-            [one.dominates.mean() for _, one in columns],
+            [_mean_of(one.subject) for _, one in columns],
+            [_mean_of(one.style) for _, one in columns],
+            [float(one.dominates.mean()) for _, one in columns],
         )
     ]
     spreads = [
-        float(np.mean([getattr(one, name).std() for _, one in columns]))
+        float(np.mean([_known(getattr(one, name)).std() for _, one in columns]))
         for name in ("subject", "style")
     ]
     return (*means, *spreads, float(np.mean([one.residual for _, one in columns])))  # type: ignore[return-value]
+
+
+def _known(values: Floats) -> Floats:
+    """Return the coefficients that are defined, or a single 0 if there are none."""
+    there = values[~np.isnan(values)]
+    return there if len(there) else np.zeros(1)
+
+
+def _mean_of(values: Floats) -> float | None:
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else None
 
 
 def _layers(
@@ -252,7 +277,11 @@ def _similarity(
                 for layer, columns in layers.items():
                     other = getattr(found[str(reference), case][layer], name)
                     own = getattr(columns, name)
-                    varies = own.std() > 1e-6 and other.std() > 1e-6
+                    both = ~np.isnan(own) & ~np.isnan(other)
+                    if not both.any():
+                        continue
+                    own, other = own[both], other[both]
+                    varies = min(own.std(), other.std()) > 1e-3
                     values.append(float(np.corrcoef(own, other)[0, 1]) if varies else None)
                     distances.append(float(np.abs(own - other).mean()))
                     cases.append(case)
@@ -262,10 +291,10 @@ def _similarity(
                     (method, name, correlation, cluster_mean(distances, cases),
                      correlation.n_unscored, len(cases))
                 )  # fmt: skip
-    columns = ("method", "coefficients of", "correlation", "distance", "constant", "n")
+    headings = ("method", "coefficients of", "correlation", "distance", "constant", "n")
     return Sheet(
-        "similarity", f"Likeness to {REFERENCE}'s coefficients for the same pair", columns, rows,
-        columns if rows else (),
+        "similarity", f"Likeness to {REFERENCE}'s coefficients for the same pair", headings, rows,
+        headings if rows else (),
         ("correlation: Pearson's over the columns of a layer, mean over layers and pairs; layers "
          "in which one of the two is constant have none and are counted. distance: mean absolute "
          "difference. In brackets: 95 % interval, bootstrap over pairs.",),
@@ -301,15 +330,15 @@ def _text(
         spread = max(_mean(row[4]) for row in projections)
         if spread < 0.05:
             sentences.append(
-                f"Within a layer its coefficients hardly differ (spread up to {spread:.3f}): it "
-                "weighs layers rather than columns."
+                f"Within a layer they hardly differ from column to column (spread {spread:.3f})."
             )
     for row in similar.rows:
-        estimate = row[2]
-        sentences.append(
-            f"{row[0]}'s coefficients of the {row[1]} go with {REFERENCE}'s by "
-            f"{spoken(estimate) if isinstance(estimate, Estimate) else '-'}."
-        )
+        likeness = row[2]
+        if isinstance(likeness, Estimate) and likeness.value is not None:
+            sentences.append(
+                f"From column to column {row[0]}'s coefficients of the {row[1]} go with "
+                f"{REFERENCE}'s by {spoken(likeness)}."
+            )
     limits = (
         "**What this cannot say.** A column that is weighed more need not matter more to the "
         "image: coefficients are no effects. They depend on how long the LoRAs' updates are, hence "
@@ -343,7 +372,7 @@ def _heat_map(
                     at = rows.index(layer.rpartition(".to_")[0]), projections.index(place(layer)[2])
                     for k, value in enumerate((one.subject, one.style, one.dominates)):
                         before = 0 if np.isnan(tables[(k, *at)]) else tables[(k, *at)]
-                        tables[(k, *at)] = before + value.mean()
+                        tables[(k, *at)] = before + (_mean_of(value.astype(float)) or 0.0)
             tables /= sum(m == method for m, _ in found)
             most = max(1.0, float(np.nanmax(tables[:2])))
             titles = ("subject's coefficient", "style's coefficient", "subject dominates")
@@ -370,13 +399,23 @@ def _short(row: str) -> str:
 def _distributions(
     found: Mapping[tuple[str, str], Mapping[str, Columns]], methods: Sequence[str]
 ) -> Figure:
-    with mpl.rc_context(dict(STYLE)):
+    with mpl.rc_context(STYLE):
         kinds = sorted({place(layer)[2] for layer in _names(found, methods[0])})
         figure = Figure(
             figsize=(2.4 * len(kinds) + 1, 1.9 * len(methods) + 0.8), layout="constrained"
         )
         panels = figure.subplots(len(methods), len(kinds), squeeze=False, sharex="row")
         for line, method in enumerate(methods):
+            everything = np.concatenate(
+                [
+                    _known(getattr(one, name))
+                    for (m, _), layers in found.items() if m == method
+                    for one in layers.values()
+                    for name in ("subject", "style")
+                ]
+            )  # fmt: skip
+            low, high = np.quantile(everything, [0.005, 0.995])
+            bins = np.linspace(min(low, -0.1), max(high, 1.1), 45)
             for column, kind in enumerate(kinds):
                 panel = panels[line, column]
                 for color, name in zip(COLORS, ("subject", "style"), strict=False):
@@ -387,13 +426,14 @@ def _distributions(
                         for layer, one in layers.items()
                         if place(layer)[2] == kind
                     ]
-                    together = np.concatenate(values)
-                    span = (float(together.min()) - 0.01, float(together.max()) + 0.01)
-                    panel.hist(together, 40, span, color=color, alpha=0.55, label=name)
+                    together = _known(np.concatenate(values))
+                    panel.hist(
+                        together, bins, color=color, alpha=0.55, label=name, histtype="stepfilled"
+                    )
                 panel.set_yticks([])
                 panel.set_title(f"{method} {kind}" if column == 0 else kind, fontsize=9)
         figure.legend(
             *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2
         )
-        figure.supxlabel("coefficient of a column")
+        figure.supxlabel("coefficient of a column (the outer 1 % left out)")
         return figure

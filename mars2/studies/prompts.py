@@ -29,7 +29,6 @@ from mars2.store import RunStore, Sample
 from mars2.studies import raters, runs
 from mars2.studies.agreement import concordance
 from mars2.studies.association import Floats, by_rows
-from mars2.studies.failures import leak_samples
 from mars2.studies.result import STYLE, Result, Sheet, Value, estimate, p_value, spoken
 from mars2.studies.variance import components, dependability
 
@@ -170,7 +169,7 @@ def plan_study(
     samples = [
         sample
         for method in methods
-        for sample in leak_samples([one for one in there if one.method == method], each)
+        for sample in runs.few([one for one in there if one.method == method], each)
     ]
     if not samples:
         raise RunError(f"{store.folder} has no images to ask about")
@@ -180,6 +179,11 @@ def plan_study(
         for sample in samples
         for concept in (sample.subject, sample.style)
     )
+    if any(len({getattr(sample, aspect) for sample in samples}) < 2 for aspect in ASPECTS):
+        raise RunError(
+            f"{store.folder} has images of one subject or one style only: none could be shown as a "
+            "wrong reference; give a run of several, or more --images"
+        )
     if not several:
         variants = [one for one in variants if one.family != "reference"]
     crossed = [
@@ -269,8 +273,8 @@ class _Asker:
     ) -> Question:
         concept = getattr(sample, aspect)
         if variant.wrong:
-            all_of_them = list(dict.fromkeys(getattr(one, aspect) for one in samples))
-            concept = all_of_them[(all_of_them.index(concept) + 1) % len(all_of_them)]
+            others = list(dict.fromkeys(getattr(one, aspect) for one in samples))
+            concept = others[(others.index(concept) + 1) % len(others)]
         reference = self.references.images(concept)[variant.reference]
         image = read_image(sample.path)
         image = variant.change(image) if variant.change else image
@@ -486,7 +490,7 @@ def _components(
     decisions: list[tuple[Value, ...]] = []
     for aspect in ASPECTS:
         table, facets = _cells(plan, answers, aspect)
-        whole = ~np.isnan(table).any(axis=tuple(range(1, table.ndim)))
+        whole = np.asarray(~np.isnan(table).any(axis=tuple(range(1, table.ndim))))
         table = table[whole]
         owner = np.array(
             [
@@ -554,7 +558,7 @@ def _truth(plan: Plan, truths: Mapping[str, Sequence[Verdict]], seed: int) -> Sh
         truth = [plan.controls[k].compared == "itself" for k in own]
         concepts = [plan.controls[k].concept for k in own]
         base: list[float] = []
-        for name, verdicts in truths.items():
+        for name, verdicts in truths.items() if own else ():
             right = [float(verdicts[k].answer is t) for k, t in zip(own, truth, strict=True)]
             clusters = runs.Clusters.draw(concepts, resamples=1000, seed=seed)
             values: list[Estimate] = [
@@ -616,7 +620,7 @@ def _text(
         own = [row for row in variants.rows if str(row[0]).startswith(f"{aspect}: ")]
         floor, wrong = (next(row for row in own if row[1] == family) for family in BASELINES)
         changed = [row for row in own if row[1] not in (*BASELINES, "usual")]
-        worst = max(changed, key=lambda row: np.nan_to_num(_number(row[3]), nan=1.0))
+        worst = max(changed, key=lambda row: np.nan_to_num(_number(row[3]), nan=-1.0))
         unread = [str(row[0]).partition(": ")[2] for row in changed if _number(row[2]) < 0.9]
         wording = by_name[f"{aspect}: wording"]
         sentences.append(
@@ -704,7 +708,7 @@ def _figure(plan: Plan, variants: Sheet, answers: Answers) -> Figure:
             right.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
             right.set_title(f"{aspect}: share of yes; dot: the top method", fontweight="bold")
             for k, row in enumerate(table):
-                if not np.isnan(row).all():
+                if not np.isnan(row).all() and np.nanmax(row) > np.nanmin(row):
                     right.plot(int(np.nanargmax(row)), k, "o", color="#d55e00", markersize=4)
             figure.colorbar(image, ax=right)
         return figure

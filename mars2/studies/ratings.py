@@ -341,7 +341,7 @@ def _read(
         )
     if not len(frame):
         raise RunError(f"{path} has no lines")
-    records: list[dict[str, Any]] = frame.to_dict("records")
+    records: list[dict[Any, Any]] = frame.to_dict("records")
     lines = []
     for number, record in enumerate(records, start=2):
         line = {str(name): str(value).strip() for name, value in record.items()}

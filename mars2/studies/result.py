@@ -7,8 +7,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 
 from mars2.report.formatting import EMPTY
@@ -22,7 +24,7 @@ Value = str | int | float | None | Estimate
 MOST_UNDEFINED = 0.05
 """Largest share of resamples without a value of which an interval is still given."""
 
-STYLE: Mapping[str, object] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mars2",
     "font.family": "sans-serif",
@@ -206,8 +208,6 @@ def estimate(
         n_unscored: Images without a score.
         level: Share of the resamples inside the interval, in ``(0, 1)``.
     """
-    import numpy as np
-
     point = None if np.isnan(values[0]) else float(values[0])
     drawn = values[1:][~np.isnan(values[1:])]
     enough = len(drawn) > 0 and len(drawn) >= (1 - MOST_UNDEFINED) * (len(values) - 1)

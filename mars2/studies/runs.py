@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mars2.job import CONTROLS, RunError, RunSpec
+from mars2.job import CONTROLS, RunError, RunSpec, spread
 from mars2.stats import Estimate
-from mars2.store import Record, RunStore
+from mars2.store import Record, RunStore, Sample
 from mars2.studies.association import Floats, item_weights
 from mars2.studies.result import estimate
 
@@ -114,3 +114,17 @@ def by_method(
         own = [(value, key[1]) for key, value in scores.items() if key[0] == method]
         columns.append(clusters.mean([value for value, _ in own], [case for _, case in own]))
     return np.stack(columns, axis=1)
+
+
+def few(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """Return up to `count` samples, spread over subjects and styles, the first seeds first."""
+    by_case: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_case.setdefault(sample.case, []).append(sample)
+    own = list(by_case.values())
+    chosen = [
+        own[k] for k in spread([(one[0].subject, one[0].style) for one in own], max(count, 1))
+    ]
+    turns = max((len(one) for one in chosen), default=0)
+    ordered = [one[turn] for turn in range(turns) for one in chosen if turn < len(one)]
+    return ordered[:count]

@@ -83,7 +83,7 @@ def _scaled(values: Floats, group: Integers, name: str) -> npt.NDArray[Any]:
         # Twice a mid-rank is whole, and numpy sorts small whole numbers much faster.
         return (2 * ranks).astype(np.uint16) if len(values) < 2**15 else ranks
     spread = values.std()
-    return (values - values.mean()) / (spread if spread > 0 else 1)
+    return np.asarray((values - values.mean()) / (spread if spread > 0 else 1))
 
 
 def _mean_correlation(
