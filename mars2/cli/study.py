@@ -1,7 +1,7 @@
 """`mars2 study`: is the measure right, and what do the methods do?"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,8 @@ from mars2.cli.options import (
     Layout,
     SuiteName,
 )
+from mars2.job import RunError
+from mars2.store import RunStore
 from mars2.studies import STUDIES
 
 app = typer.Typer(
@@ -88,11 +90,20 @@ def humans(
     _show(result, out or ratings.parent / "study-humans")
 
 
-if TYPE_CHECKING:
-    from mars2.studies.result import Result
+def _suite_of(store: RunStore, suite: str | None) -> str:
+    """Return the suite that a store's concepts are in.
+
+    Raises:
+        RunError: It knows none: its references were given as folders.
+    """
+    name = suite or store.spec.suite
+    if not name:
+        raise RunError(f"{store.folder} was scored without a suite: give the one it is of, --suite")
+    return name
 
 
-def _show(result: "Result", folder: Path) -> None:
+def _show(result: Any, folder: Path) -> None:
+    """Print and write a `mars2.studies.result.Result`, whose module imports matplotlib."""
     from rich.console import Console
     from rich.markdown import Markdown
 
@@ -128,7 +139,6 @@ def agreement(
 ) -> None:
     """Compare the judges that scored a run with each other, and with what is known."""
     from mars2.controls import find_controls, read_controls
-    from mars2.store import RunStore
     from mars2.studies.agreement import study_agreement
     from mars2.studies.runs import judges as scored_by
 
@@ -170,12 +180,11 @@ def failures(
     from mars2.judges import load_judge
     from mars2.metrics.dino import DinoMetric
     from mars2.references import find_references
-    from mars2.store import RunStore
     from mars2.studies.failures import Leak, study_failures
 
     store = RunStore.open(run)
     references = find_references(store, suite)
-    loaded = load_suite(suite or store.spec.suite)
+    loaded = load_suite(_suite_of(store, suite))
     embedder = DinoMetric.load(dino or loaded.models.dino, device=device)
     asked = load_judge(loaded.models.judge, device=device, cache=True) if leak else None
     result = study_failures(
@@ -209,7 +218,6 @@ def cost(
     out: Out = None,
 ) -> None:
     """Tell what each method takes as a whole, and from how many pairs on it pays."""
-    from mars2.store import RunStore
     from mars2.studies.cost import Elsewhere, study_cost
 
     stores = [RunStore.open(folder) for folder in run]
@@ -240,8 +248,6 @@ def layers(
     adapters, with their likeness to ziplora's if it is one of them.
     """
     from benchmark_data.load import load_suite
-    from mars2.job import RunError
-    from mars2.store import RunStore
     from mars2.studies.layers import merged_by_hypernetwork, merged_in_run, study_layers
 
     if source.is_dir():
@@ -330,12 +336,11 @@ def prompts(
     from mars2.judges import ServerSettings, load_judge
     from mars2.judges.cached import AnswerCache, CachedJudge
     from mars2.references import find_references
-    from mars2.store import RunStore
     from mars2.studies.prompts import plan_study, study_prompts
 
     store = RunStore.open(run)
     references = find_references(store, suite)
-    loaded = load_suite(suite or store.spec.suite)
+    loaded = load_suite(_suite_of(store, suite))
     controls = plan_controls(loaded, per_concept=known) if known else ()
     plan = plan_study(store, references, controls, images=images, others=other or (), forms=forms)
     print(

@@ -2,6 +2,7 @@
 
 import runpy
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from mars2.cli import main
 from mars2.controls import Controls, Tally
 from mars2.job import RunError
 from mars2.references import References
@@ -179,3 +181,20 @@ def test_a_pair_merged_again_counts_as_it_was_last(made: RunStore, tmp_path: Pat
     row = {r["method"]: r for r in sheet(study_cost([store]), "cost")}["average"]
     assert isinstance(row["merge"], Estimate)
     assert (row["merge"].value, row["pairs"]) == (1, 4)
+
+
+def test_the_commands_write_beside_the_run_or_say_in_a_line_what_is_wrong(
+    made: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+):
+    shutil.copytree(made.folder, tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["mars2", "study", "cost", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+    assert (tmp_path / "run" / "studies" / "cost" / "cost.svg").exists()
+    assert "pays from" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["mars2", "study", "agreement", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("mars2: ")
