@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from mars2.cli import cache, data, demo, inspect_file, judge, ls, merge, run, score, train
+from mars2.cli import cache, data, demo, inspect_file, judge, ls, merge, run, score, study, train
 
 PUBLIC_ERRORS = (
     "AdapterError",
@@ -37,6 +37,7 @@ app.command()(inspect_file.inspect)
 app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")
 app.add_typer(judge.app, name="judge")
+app.add_typer(study.app, name="study")
 app.add_typer(cache.app, name="cache")
 app.add_typer(ls.app, name="ls")
 

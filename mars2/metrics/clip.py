@@ -94,6 +94,10 @@ class ClipMetric:
             batch_size=batch_size,
         )
 
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return the features (n, d) of images, of length 1."""
+        return self._features.of(images)
+
     def score(
         self, items: Sequence[Evaluated], *, progress: Progress | None = None
     ) -> list[list[Score]]:

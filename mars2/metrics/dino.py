@@ -98,6 +98,10 @@ class DinoMetric:
             raise JudgeError(f"the weights of {source} lack {sorted(info['missing_keys'])[:3]}")
         return cls(model, name=found.id, device=device, batch_size=batch_size)
 
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return the features (n, d) of images, of length 1."""
+        return self._features.of(images)
+
     def score(
         self, items: Sequence[Evaluated], *, progress: Progress | None = None
     ) -> list[list[Score]]:

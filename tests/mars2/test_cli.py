@@ -76,7 +76,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert done.stderr.strip() == "False False"
-    commands = "run score report train merge inspect data cache judge ls demo"
+    commands = "run score report train merge inspect data cache judge ls demo study"
     for command in commands.split():
         assert f"\n  {command} " in done.stdout
     assert min(seconds) < 0.5
