@@ -51,6 +51,11 @@ def chat_string(question: str) -> str:
     )
 
 
+def judge_id(name: str, layout: str, dtype: str) -> str:
+    """Return the id of a judge, given its model's name and revision."""
+    return f"{name} {layout} {dtype}"
+
+
 def is_published(found: ModelSource, layout: str, dtype: str) -> bool:
     """Return whether a model is the published judge and asked in the published setting."""
     return (found.name, found.from_hub, layout, dtype) == (PUBLISHED, True, "anyres", "float16")
@@ -96,7 +101,7 @@ class LlavaOnevisionJudge:
         self.model = checkpoint.model.to(device)
         self.layout = layout
         self.published = published
-        self.id = f"{name} {layout} {str(self.model.dtype).removeprefix('torch.')}"
+        self.id = judge_id(name, layout, str(self.model.dtype).removeprefix("torch."))
         self._images = checkpoint.image_processor
         self._tokenizer = checkpoint.tokenizer
         self._stop = token_id(self._tokenizer, "<|im_end|>", self.id)

@@ -47,6 +47,11 @@ def chat_string(question: str, system: str) -> str:
     return f"{first}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
+def judge_id(name: str, dtype: str) -> str:
+    """Return the id of a judge, given its model's name and revision."""
+    return f"{name} {dtype}"
+
+
 def qwen_config(folder: Path) -> tuple[str, Any]:
     """Return the architecture in a folder, and its config.
 
@@ -85,7 +90,7 @@ class QwenVlJudge:
         self, model: Any, image_processor: Any, tokenizer: Any, *, name: str, device: str = "cpu"
     ) -> None:
         self.model = model.to(device)
-        self.id = f"{name} {str(model.dtype).removeprefix('torch.')}"
+        self.id = judge_id(name, str(model.dtype).removeprefix("torch."))
         self._system = SYSTEM[type(model).__name__]
         self._images = image_processor
         self._tokenizer = tokenizer
