@@ -192,8 +192,8 @@ def test_no_model_is_loaded_where_all_is_scored(
     monkeypatch.setattr("mars2.metrics.load_metric", refuse)
     assert cli(*score) == (0, said, "")
     assert (folder / "mars2-scores/records.jsonl").read_bytes() == records
+    monkeypatch.setattr(sys, "argv", ["mars2", *map(str, score), "--layout", "pad"])
     with pytest.raises(AssertionError, match="no model"):
-        monkeypatch.setattr(sys, "argv", ["mars2", *map(str, score), "--layout", "pad"])
         main()
 
 

@@ -257,7 +257,7 @@ def test_a_list_of_models_that_is_none_tells_no_revision(serve: Serve, models) -
 
 
 def test_two_servers_share_no_answer(serve: Serve, own_cache: Path) -> None:
-    one, other = (serve(lambda number, body: word) for word in ("Yes", "No"))
+    one, other = serve(lambda number, body: "Yes"), serve(lambda number, body: "No")
     for server in (one, other, one):
         load_judge("openai:critic", server=ServerSettings(base_url=server.url), cache=True).ask(
             [question()]
