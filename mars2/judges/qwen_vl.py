@@ -1,9 +1,9 @@
 """Qwen2.5-VL and Qwen3-VL as judges: the protocol's questions, another model.
 
 The two images stand inline in the question, and are seen at their own size, as the model's image
-processor cuts them into patches. As in `llava_onevision`, an image's features and the keys and values
-of a prefix (the question up to the test image) are computed once; the rest of a question is one
-forward.
+processor cuts them into patches. As in `llava_onevision`, an image's features and the keys and
+values of a prefix (the question up to the test image) are computed once; the rest of a question is
+one forward.
 """
 
 from collections.abc import Mapping, Sequence
