@@ -39,6 +39,7 @@ from mars2.job import (
 )
 from mars2.memory import PeakMemory
 from mars2.pipelines import Pipeline, find_model, model_revision
+from mars2.quiet import no_bars
 from mars2.store import Cost, RunStore
 
 DEFAULT_METHODS = ("direct_sum", "average", "ziplora", "lorarar")
@@ -340,12 +341,14 @@ def load_denoiser(suite: Suite, model: str | None, *, dtype: str | None, device:
         RunError: There is no such model or device.
     """
     place = find_device(device)
-    return Denoiser.load(
-        find_model(model or suite.models.base),
-        dtype=getattr(torch, dtype or ("float32" if place == "cpu" else "bfloat16")),
-        device=place,
-        resolution=suite.generation.resolution,
-    )
+    folder = find_model(model or suite.models.base)
+    with no_bars():
+        return Denoiser.load(
+            folder,
+            dtype=getattr(torch, dtype or ("float32" if place == "cpu" else "bfloat16")),
+            device=place,
+            resolution=suite.generation.resolution,
+        )
 
 
 def find_device(device: str) -> str:

@@ -77,10 +77,12 @@ def test_logits_equal_a_direct_forward(
         questions = [subject_question(pictures[reference], pictures[test]) for test in names]
         judge.ask(questions)
         got = torch.cat(seen)
-        for row, question in zip(got, questions, strict=True):
-            inputs = oracle_inputs(
-                chat_string(SHORT.text), [question.reference, question.test], layout
-            )
+        prompts = [
+            oracle_inputs(chat_string(SHORT.text), [question.reference, question.test], layout)
+            for question in questions
+        ]
+        prompts.sort(key=lambda inputs: inputs["input_ids"].shape[1])  # as questions are batched
+        for row, inputs in zip(got, prompts, strict=True):
             with torch.no_grad():
                 expected = model(**inputs).logits[0, -1]
             torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-5)
