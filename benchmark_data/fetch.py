@@ -170,8 +170,16 @@ def _by_source(items: Sequence[_Item]) -> tuple[SourceReport, ...]:
     for name, members in groups.items():
         outcomes = [item.outcome for item in members]
         absent = [item.message for item in members if item.outcome in ("manual", "failed")]
-        counts = (outcomes.count(kind) for kind in ("fetched", "present", "manual", "failed"))
-        reports.append(SourceReport(name, *counts, absent[0] if absent else ""))
+        reports.append(
+            SourceReport(
+                name,
+                fetched=outcomes.count("fetched"),
+                present=outcomes.count("present"),
+                manual=outcomes.count("manual"),
+                failed=outcomes.count("failed"),
+                first=absent[0] if absent else "",
+            )
+        )
     return tuple(reports)
 
 

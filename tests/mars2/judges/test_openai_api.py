@@ -741,6 +741,19 @@ def test_a_server_that_dies_in_the_middle(serve: Serve, world, tmp_path: Path, c
     assert len(back.bodies) == 2 * 3 + 4 * 2
 
 
+def test_a_server_is_checked_with_the_options_of_scoring(
+    serve: Serve, world, tmp_path: Path, command
+) -> None:
+    server = serve(lambda number, body: "Yes", models=[{"id": "critic", "revision": "r1"}])
+    out = tmp_path / "controls.json"
+    options = ("--judge", "openai:critic", "--base-url", server.url, "--judge-timeout", 20)
+    options += ("--judge-retries", 0, "--judge-concurrency", 2, "--no-cache", "--out", out)
+    code, error = command("judge", "check", "--suite", world.suite, *options)
+    assert (code, error) == (0, "")
+    assert server.bodies
+    assert f"openai:critic@127.0.0.1:{server.port}#r1" in out.read_text()
+
+
 def test_the_shipped_template_gives_the_published_prompt() -> None:
     for form in ("short", "explained", "score"):
         for aspect in ("subject", "style"):
