@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlavaOnevisionForConditionalGeneration
+from transformers import DynamicCache, GenerationConfig, LlavaOnevisionForConditionalGeneration
 
 from mars2.judges import TEMPLATES, JudgeError, Question, load_judge
 from mars2.judges.answers import is_close, read_first_token
 from mars2.judges.llava_onevision import LlavaOnevisionJudge, chat_string
+from mars2.judges.prefix import Prefix
 
 LAYOUTS = ("anyres", "pad")
 SHORT = TEMPLATES["subject-short"]
@@ -86,6 +87,14 @@ def test_logits_equal_a_direct_forward(
             with torch.no_grad():
                 expected = model(**inputs).logits[0, -1]
             torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_like_length_are_a_batch(judges, monkeypatch):
+    judge = judges["transformers", "anyres"]
+    monkeypatch.setattr(judge, "_batch_positions", 30)
+    endings = {number: torch.zeros(length, 2) for number, length in enumerate((5, 1, 5, 1))}
+    batches = [list(batch) for batch in judge._batches(endings, Prefix(DynamicCache(), 10))]
+    assert batches == [[1, 3], [0, 2]]
 
 
 def test_layouts_differ(judges, pictures):
