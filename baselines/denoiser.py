@@ -105,7 +105,9 @@ class Denoiser:
     ) -> Denoiser:
         """Load ``model``, a folder in diffusers' layout or a hub id."""
         from diffusers import StableDiffusionXLPipeline
+        from diffusers.utils import logging
 
+        logging.disable_progress_bar()
         # `dtype` must always be passed: a half-precision folder loads in mixed types without it.
         pipe = StableDiffusionXLPipeline.from_pretrained(model, dtype=dtype)
         return cls(pipe.to(device), resolution=resolution)

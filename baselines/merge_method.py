@@ -1,16 +1,37 @@
 """A registered merge method: a function with its options, called with adapters."""
 
+import inspect
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from baselines.adapter import LoraAdapter, LowRankDelta, check_same_layers, make_deltas
+from baselines.adapter import (
+    AdapterError,
+    LoraAdapter,
+    LowRankDelta,
+    check_same_layers,
+    make_deltas,
+)
 from baselines.merging_loss import PairTask
 from baselines.options import Parameter, PluginError, nearest
 from baselines.policy import Policy
 from baselines.training import generator_for
 
 Kind = Literal["layer", "adapter", "fit", "policy"]
+
+_OWN = ("baselines", "lorarar", "mars2")
+"""Packages whose errors are bugs of ours, and keep their traceback."""
+
+
+def place(error: BaseException, file: str) -> str:
+    """Return ``FILE:LINE`` where an error left a file; of a file that it did not pass, its name."""
+    lines = [
+        number
+        for frame, number in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == file
+    ]
+    return f"{file}:{lines[-1]}" if lines else file
 
 
 @dataclass(frozen=True)
@@ -80,7 +101,7 @@ class MergeMethod:
                     )
                 given.append(task)
             supplied = {"seed": seed} if "seed" in self.supplied else {}
-            merged = self.function(*given, **supplied, **resolved)
+            merged = self._call(*given, **supplied, **resolved)
             if not isinstance(merged, LoraAdapter):
                 raise PluginError(
                     f"method {self.name!r} returned a {type(merged).__name__}, not a LoraAdapter"
@@ -107,7 +128,7 @@ class MergeMethod:
             raise PluginError(f"method {self.name!r} merges adapters: it is no policy")
         resolved, inputs = self._inputs(adapters, options)
         supplied = {"seed": seed} if "seed" in self.supplied else {}
-        made = self.function(inputs, **supplied, **resolved)
+        made = self._call(inputs, **supplied, **resolved)
         passes = tuple(made) if isinstance(made, list | tuple) else (made,)
         return Policy(tuple(inputs), passes, self.name)
 
@@ -120,6 +141,25 @@ class MergeMethod:
             raise PluginError(f"method {self.name!r} was given no adapter to merge")
         return resolved, [adapter.full_precision() for adapter in adapters]
 
+    def _call(self, *given: Any, **options: Any) -> Any:
+        """Call the function; what goes wrong in someone else's is told in one line.
+
+        Raises:
+            PluginError: With place and reason. Our own methods' errors stay as they are.
+        """
+        try:
+            return self.function(*given, **options)
+        except (AdapterError, PluginError):
+            raise
+        except Exception as error:
+            code = inspect.unwrap(self.function).__code__
+            if self.function.__module__.partition(".")[0] in _OWN:
+                raise
+            raise PluginError(
+                f"method {self.name!r} failed at {place(error, code.co_filename)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
     def _merge_layers(
         self, adapters: Sequence[LoraAdapter], seed: int, options: Mapping[str, Any]
     ) -> LoraAdapter:
@@ -129,7 +169,7 @@ class MergeMethod:
         def merge(layer: str) -> LowRankDelta:
             supplied = {"rng": generator_for(seed, layer)} if "rng" in self.supplied else {}
             deltas = [adapter.deltas[layer] for adapter in adapters]
-            delta = self.function(deltas, **supplied, **options)
+            delta = self._call(deltas, **supplied, **options)
             if not isinstance(delta, LowRankDelta) or delta.shape != shapes[layer]:
                 what = f"shape {delta.shape}" if isinstance(delta, LowRankDelta) else type(delta)
                 raise PluginError(

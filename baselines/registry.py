@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Generic, TypeVar
 
-from baselines.merge_method import Kind, MergeMethod
+from baselines.merge_method import Kind, MergeMethod, place
 from baselines.options import Parameter, PluginError, nearest, read_parameters
 
 __all__ = [
@@ -258,6 +258,11 @@ def _load_file(path: Path, code: bytes, module_name: str) -> tuple[str, ...]:
         complete = True
     except (ImportError, SyntaxError) as error:
         raise PluginError(f"{path} cannot be imported: {error}") from error
+    except PluginError:
+        raise
+    except Exception as error:
+        where = place(error, str(path))
+        raise PluginError(f"{where} fails: {type(error).__name__}: {error}") from error
     finally:
         registered = tuple(name for name in METHODS.names() if name not in before)
         if not complete:

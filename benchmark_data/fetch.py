@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +31,40 @@ HEADERS = {"User-Agent": "mars2-benchmark (reference images for research)", "Acc
 
 
 @dataclass(frozen=True)
+class SourceReport:
+    """How many images of one source there are.
+
+    Attributes:
+        name: A server, or "the suite" for images that come with it.
+        fetched: Downloaded now.
+        present: Were there.
+        manual: To be fetched by hand.
+        failed: Could not be had.
+        first: What there is to know of the first that is not there, or "".
+    """
+
+    name: str
+    fetched: int
+    present: int
+    manual: int
+    failed: int
+    first: str
+
+    def __str__(self) -> str:
+        counts = {
+            "fetched": self.fetched,
+            "there already": self.present,
+            "to get by hand": self.manual,
+            "failed": self.failed,
+        }
+        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        first = " ".join(self.first.split())
+        if len(first) > 160:
+            first = f"{first[:157]}..."
+        return f"{self.name}: {told}{f'; first {first}' if first else ''}"
+
+
+@dataclass(frozen=True)
 class FetchReport:
     """What became of each image of a suite, in the suite's order.
 
@@ -39,12 +73,14 @@ class FetchReport:
         present: Were there, and are what they should be.
         manual: What has to be fetched by hand: from where, how, and where to put it.
         failed: What went wrong with the others.
+        sources: The same by where the images come from.
     """
 
     fetched: tuple[Path, ...]
     present: tuple[Path, ...]
     manual: tuple[str, ...]
     failed: tuple[str, ...]
+    sources: tuple[SourceReport, ...] = ()
 
 
 @dataclass
@@ -120,7 +156,31 @@ def fetch(
         present=tuple(item.path for item in items if item.outcome == "present"),
         manual=tuple(item.message for item in items if item.outcome == "manual"),
         failed=tuple(item.message for item in items if item.outcome == "failed"),
+        sources=_by_source(items),
     )
+
+
+def _by_source(items: Sequence[_Item]) -> tuple[SourceReport, ...]:
+    """Count what became of images by where they come from, in the order of the suite."""
+    groups: dict[str, list[_Item]] = {}
+    for item in items:
+        host = urlsplit(item.reference.url).netloc or "by hand"
+        groups.setdefault("the suite" if item.reference.local else host, []).append(item)
+    reports = []
+    for name, members in groups.items():
+        outcomes = [item.outcome for item in members]
+        absent = [item.message for item in members if item.outcome in ("manual", "failed")]
+        reports.append(
+            SourceReport(
+                name,
+                fetched=outcomes.count("fetched"),
+                present=outcomes.count("present"),
+                manual=outcomes.count("manual"),
+                failed=outcomes.count("failed"),
+                first=absent[0] if absent else "",
+            )
+        )
+    return tuple(reports)
 
 
 def _is_set(variable: str) -> bool:

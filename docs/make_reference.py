@@ -27,12 +27,21 @@ def first_line(value: object) -> str:
 def commands(command: Any, path: str) -> list[str]:
     """Return the help of a command and of all below it, as Markdown."""
     if hasattr(command, "commands"):
-        parts = [] if path == "mars2" else [f"### `{path}`\n\n{command.help or ''}\n"]
+        parts = [f"### `{path}`\n\n{command.help or ''}\n"]
+        if path == "mars2":
+            parts = [
+                "\n".join(["Of every command, before its name:", "", *options(command)]) + "\n"
+            ]
         for name in sorted(command.commands):
             parts += commands(command.commands[name], f"{path} {name}")
         return parts
     lines = [f"### `{path}`", "", (command.help or "").strip(), ""]
-    lines += ["| argument or option | default | meaning |", "|---|---|---|"]
+    return ["\n".join([*lines, *options(command)]) + "\n"]
+
+
+def options(command: Any) -> list[str]:
+    """Return the lines of a table of a command's arguments and options."""
+    lines = ["| argument or option | default | meaning |", "|---|---|---|"]
     for parameter in command.params:
         if parameter.name == "help":
             continue
@@ -43,7 +52,7 @@ def commands(command: Any, path: str) -> list[str]:
         default = "" if isinstance(default, bool) or default == "" else f"`{default}`"
         text = " ".join((getattr(parameter, "help", "") or "").split()).replace("|", "\\|")
         lines.append(f"| {names} | {default} | {text} |")
-    return ["\n".join(lines) + "\n"]
+    return lines
 
 
 def reference() -> str:

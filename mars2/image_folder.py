@@ -187,10 +187,19 @@ def _some_images(folder: Path) -> list[Path]:
 
 def _match(place: Path, cases: Mapping[str, Case]) -> Case:
     if place.name not in cases:
-        near = difflib.get_close_matches(place.name, cases, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        near = _nearest_case(place.name, cases)
+        hint = f" Did you mean {near}?" if near else ""
         raise RunError(f"folder {place} matches no pair of the suite.{hint} {_expected(cases)}")
     return cases[place.name]
+
+
+def _nearest_case(name: str, cases: Mapping[str, Case]) -> str:
+    """Return the case that a misspelt folder probably means, or ""; also STYLE_SUBJECT is one."""
+    spellings = {case.lower(): case for case in cases}
+    spellings |= {f"{case.style.id}_{case.subject.id}".lower(): case.id for case in cases.values()}
+    spelt = name.lower().replace("-", "_").replace(" ", "_")
+    near = difflib.get_close_matches(spelt, spellings, n=1)
+    return spellings[near[0]] if near else ""
 
 
 def _case_images(method: str, place: Path, case: Case, out: Path) -> list[FoundImage]:

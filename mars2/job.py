@@ -199,23 +199,20 @@ class RunSpec:
         Methods may be added, and files may lie elsewhere with the same content.
         """
         free = {"methods", "environment", "model", "adapters", "suite"}
-        lines = [
-            f"{item.name} is {_short(getattr(self, item.name))} there, "
-            f"{_short(getattr(other, item.name))} here"
-            for item in dataclasses.fields(self)
-            if item.name not in free and getattr(self, item.name) != getattr(other, item.name)
-        ]
+        lines = []
+        for item in dataclasses.fields(self):
+            if item.name not in free:
+                name = item.name.replace("_", " ")
+                lines += _changes(name, getattr(self, item.name), getattr(other, item.name))
         known = {method.label: method for method in self.methods}
         for method in other.methods:
             before = known.get(method.label, method)
-            for what, old, new in (
-                ("options", before.content(), method.content()),
-                ("code", before.source, method.source),
-            ):
-                if old != new:
-                    lines.append(
-                        f"{what} of {method.label}: {_short(old)} there, {_short(new)} here"
-                    )
+            lines += _changes(method.label, before.content(), method.content())
+            if before.source != method.source:
+                lines.append(
+                    f"the code of {method.label} was {before.source[:12] or 'unknown'}, now it is "
+                    f"{method.source[:12] or 'unknown'}"
+                )
         return lines
 
     def with_methods_of(self, other: "RunSpec") -> "RunSpec":
@@ -340,6 +337,50 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
+def _changes(name: str, old: object, new: object) -> list[str]:
+    """Return in words what differs between two settings: of a mapping, only the keys that do.
+
+    >>> _changes("steps", 4, 5), _changes("seeds", (0, 1, 2), (0, 5))
+    (['steps was 4, now 5'], ['seeds was 0-2, now 0,5'])
+    """
+    if old == new:
+        return []
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        lines = [
+            line
+            for key in dict.fromkeys((*old, *new))
+            for line in _changes(f"{name} {key}", old.get(key), new.get(key))
+        ]
+        return lines if len(lines) <= LISTED else [*lines[:LISTED], f"... ({len(lines)} in all)"]
+    if name == "cases" and isinstance(old, tuple) and isinstance(new, tuple):
+        before, now = ({case.id for case in cases} for cases in (old, new))
+        gone, added = (
+            [case.id for case in cases if case.id not in others]
+            for cases, others in ((old, now), (new, before))
+        )
+        parts = [
+            f"{what} {listed(ids)}" for what, ids in (("without", gone), ("besides", added)) if ids
+        ]
+        told = f" ({', '.join(parts)})" if parts else " with other prompts or in another order"
+        return [f"pairs were {len(old)}, now {len(new)}{told}"]
+    return [f"{name} was {_short(old)}, now {_short(new)}"]
+
+
 def _short(value: object) -> str:
-    text = repr(value)
+    if value is None or value == "":
+        return "none"
+    if isinstance(value, tuple) and all(isinstance(one, int) for one in value):
+        return _spans(value)
+    text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Return numbers as `--seeds` takes them: (0, 1, 2, 5) is 0-2,5."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    return ",".join(f"{s[0]}-{s[-1]}" if len(s) > 1 else f"{s[0]}" for s in spans)

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +40,7 @@ from mars2.job import (
 )
 from mars2.memory import PeakMemory
 from mars2.pipelines import Pipeline, find_model, model_revision
+from mars2.quiet import no_bars
 from mars2.store import Cost, RunStore
 
 DEFAULT_METHODS = ("direct_sum", "average", "ziplora", "lorarar")
@@ -181,11 +183,55 @@ def run(
         yield cost
 
 
+def unsaved(run_plan: Plan, store: RunStore) -> list[Job]:
+    """Return the finished jobs whose merged adapters are not in the run's folder.
+
+    The base model has none, and no policy.
+    """
+    jobs = plan(run_plan.spec)
+    waiting = {job.id for job in unfinished(store, jobs)}
+    return [
+        job
+        for job in jobs
+        if job.id not in waiting
+        and job.method_name != "base"
+        and run_plan.methods[job.method].kind != "policy"
+        and not store.adapter_path(job.method, job.case_id).is_file()
+    ]
+
+
+def save_adapters_of(
+    run_plan: Plan, store: RunStore, pipeline: Pipeline | None, jobs: Sequence[Job]
+) -> Iterator[Path]:
+    """Merge the pairs of finished jobs again, one at each step, and keep the merged adapters.
+
+    Merging is deterministic, so these are the adapters that the images were drawn with.
+
+    Args:
+        run_plan: The run.
+        store: Its folder.
+        pipeline: Needed only if a method is fitted to the pair.
+        jobs: As `unsaved` gives them.
+
+    Raises:
+        RunError: A merge that is not finite, or a pipeline that is needed.
+        SuiteError: A reference image that a method is fitted to is missing.
+    """
+    worker = _Worker(run_plan, store, pipeline, batch_size=1, save=True)
+    for job in jobs:
+        yield worker.merge_again(job)
+
+
 class _Worker:
     """Does jobs, one model loaded for all."""
 
     def __init__(
-        self, run_plan: Plan, store: RunStore, pipeline: Pipeline, batch_size: int, save: bool
+        self,
+        run_plan: Plan,
+        store: RunStore,
+        pipeline: Pipeline | None,
+        batch_size: int,
+        save: bool,
     ) -> None:
         self.plan = run_plan
         self.options: Mapping[str, Mapping[str, Any]] = {
@@ -203,18 +249,38 @@ class _Worker:
 
     def do(self, job: Job) -> Cost:
         """Merge, draw and save the images of one job."""
-        try:
+        with _named(job):
             return self._do(job)
-        except (AdapterError, PluginError, RunError) as error:
-            raise type(error)(f"{job.method} on {job.case_id}: {error}") from error
 
-    def _do(self, job: Job) -> Cost:
+    def merge_again(self, job: Job) -> Path:
+        """Merge as `do` does, and save the adapter; return where."""
+        with _named(job):
+            method, adapters, task = self._inputs(job)
+            merged = method(adapters, seed=0, task=task, **self.options[job.method])
+            merged.check_finite()
+            return self._save(job, merged)
+
+    def _inputs(self, job: Job) -> tuple[MergeMethod, list[LoraAdapter], PairTask | None]:
         case = next(
             case for case in self.plan.suite.cases[self.plan.spec.split] if case.id == job.case_id
         )
         method = self.plan.methods[job.method]
         adapters = [self.adapter(case.subject.id), self.adapter(case.style.id)]
-        task = self._task(case.subject, case.style) if method.kind == "fit" else None
+        return (
+            method,
+            adapters,
+            self._task(case.subject, case.style) if method.kind == "fit" else None,
+        )
+
+    def _save(self, job: Job, merged: LoraAdapter) -> Path:
+        path = self.store.adapter_path(job.method, job.case_id)
+        if merged.deltas:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_adapter(merged, path)
+        return path
+
+    def _do(self, job: Job) -> Cost:
+        method, adapters, task = self._inputs(job)
         memory = PeakMemory(self.plan.spec.device)
         memory.reset()
         start = time.perf_counter()
@@ -228,15 +294,13 @@ class _Worker:
         merged_at = time.perf_counter()
         if isinstance(merged, LoraAdapter):
             merged.check_finite()
-        images = self.pipeline.generate(merged, job.prompt, job.seeds)
+        images = self._pipeline().generate(merged, job.prompt, job.seeds)
         peak = memory.peak()
         done = time.perf_counter()
         for seed, image in zip(job.seeds, images, strict=True):
             write_image(self.store.image_path(job.method, job.case_id, seed), image)
-        if self.save and isinstance(merged, LoraAdapter) and merged.deltas:
-            path = self.store.adapter_path(job.method, job.case_id)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_adapter(merged, path)
+        if self.save and isinstance(merged, LoraAdapter):
+            self._save(job, merged)
         return Cost(
             job=job.id,
             method=job.method,
@@ -251,9 +315,14 @@ class _Worker:
             batch_size=self.batch_size,
         )
 
+    def _pipeline(self) -> Pipeline:
+        if self.pipeline is None:
+            raise RunError("it needs the base model, and none is loaded")
+        return self.pipeline
+
     def _task(self, subject: Concept, style: Concept) -> PairTask:
         return PairTask(
-            denoiser=self.pipeline.denoiser(),
+            denoiser=self._pipeline().denoiser(),
             subject_images=self._images(subject),
             subject_prompts=subject.prompts,
             style_images=self._images(style),
@@ -265,6 +334,15 @@ class _Worker:
         return [open_image(path) for path in paths]
 
 
+@contextmanager
+def _named(job: Job) -> Iterator[None]:
+    """Let errors say in which job they happened."""
+    try:
+        yield
+    except (AdapterError, PluginError, RunError) as error:
+        raise type(error)(f"{job.method} on {job.case_id}: {error}") from error
+
+
 def load_denoiser(suite: Suite, model: str | None, *, dtype: str | None, device: str) -> Denoiser:
     """Return a base model to train on; None: the suite's, and float32 on a CPU, else bfloat16.
 
@@ -272,12 +350,14 @@ def load_denoiser(suite: Suite, model: str | None, *, dtype: str | None, device:
         RunError: There is no such model or device.
     """
     place = find_device(device)
-    return Denoiser.load(
-        find_model(model or suite.models.base),
-        dtype=getattr(torch, dtype or ("float32" if place == "cpu" else "bfloat16")),
-        device=place,
-        resolution=suite.generation.resolution,
-    )
+    folder = find_model(model or suite.models.base)
+    with no_bars():
+        return Denoiser.load(
+            folder,
+            dtype=getattr(torch, dtype or ("float32" if place == "cpu" else "bfloat16")),
+            device=place,
+            resolution=suite.generation.resolution,
+        )
 
 
 def find_device(device: str) -> str:

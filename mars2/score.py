@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from benchmark_data.references import file_digest
 from mars2.files import read_image
 from mars2.job import RunError, listed
-from mars2.metrics import Evaluated, Metric
+from mars2.metrics import Evaluated, Identity, Metric
 from mars2.references import References
 from mars2.store import Record, RunStore, Sample
 
@@ -43,6 +43,25 @@ def present_samples(store: RunStore, *, partial: bool = False) -> list[Sample]:
             "give --partial to score what is there"
         )
     return present
+
+
+def is_complete(
+    store: RunStore, identity: Identity, references: References, *, partial: bool = False
+) -> bool:
+    """Return whether a metric has scored all images: `score` would find nothing to do.
+
+    Raises:
+        RunError: Images are missing.
+    """
+    known: dict[tuple[str | int, ...], set[str]] = {}
+    for (*key, judge, image, inputs), names in _known(store).items():
+        if identity.matches(str(judge)):
+            known.setdefault((*key, image, inputs), set()).update(names)
+    return all(
+        set(identity.names)
+        <= known.get((*_key(sample), file_digest(sample.path), references.inputs(sample)), set())
+        for sample in present_samples(store, partial=partial)
+    )
 
 
 def score(

@@ -19,6 +19,7 @@ from mars2.job import SCHEMA, RunError, RunSpec, read_schema
 RUN_FILE = "run.json"
 IMAGES_FILE = "images.json"
 SCORES_FOLDER = "mars2-scores"  # in a folder of images, where its results are written
+_ELSEWHERE = "choose another --out, or leave it out for a folder beside the images"
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,11 @@ class RunStore:
                 spec = _continued(folder, spec)
             elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise RunError(f"{folder} exists and is no run folder; choose another --out")
+        elif not (folder / IMAGES_FILE).exists():
+            if (folder / RUN_FILE).exists():
+                raise RunError(f"{folder} is a run's folder, with images of its own; {_ELSEWHERE}")
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise RunError(f"{folder} exists and holds no results of scoring; {_ELSEWHERE}")
         if write:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / name, spec.to_json())
@@ -303,8 +309,8 @@ def _continued(folder: Path, spec: RunSpec) -> RunSpec:
     differences = there.differences(spec)
     if differences:
         raise RunError(
-            f"{folder} holds another run ({'; '.join(differences)}); "
-            "choose another --out, or run with the same settings"
+            f"{folder} holds a run with other settings: {'; '.join(differences)}. Choose another "
+            f"--out, or give the old settings again ({folder / RUN_FILE} has them all)"
         )
     return there.with_methods_of(spec)
 

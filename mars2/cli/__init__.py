@@ -3,12 +3,16 @@
 Nothing heavy is imported before a command needs it, so that `mars2 --help` answers at once.
 """
 
+import os
 import sys
-from typing import NoReturn
+import traceback
+from typing import Annotated, NoReturn
 
 import typer
 
+from mars2 import __version__
 from mars2.cli import cache, data, demo, inspect_file, judge, ls, merge, run, score, study, train
+from mars2.quiet import VERBOSE_VARIABLE, silence_libraries
 
 PUBLIC_ERRORS = (
     "AdapterError",
@@ -28,6 +32,42 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+_debugged: list[bool] = [False]
+"""Whether the command that runs was asked for tracebacks."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"mars2 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", envvar="MARS2_DEBUG", help="Show the traceback of every error."),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            envvar=VERBOSE_VARIABLE,
+            help="Show warnings and progress of the libraries underneath.",
+        ),
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Benchmark of methods that merge a subject LoRA with a style LoRA."""
+    _debugged[0] = debug
+    if verbose:
+        os.environ[VERBOSE_VARIABLE] = "1"
+    silence_libraries()
+
+
 app.command()(run.run)
 app.command()(score.score)
 app.command()(score.report)
@@ -43,7 +83,11 @@ app.add_typer(ls.app, name="ls")
 
 
 def main() -> None:
-    """Run the command line; a public error is one line on stderr and exit code 2."""
+    """Run the command line; a public error is one line on stderr and exit code 2.
+
+    With ``--debug`` its traceback stands above that line.
+    """
+    _debugged[0] = False
     try:
         app()
     except (ValueError, RuntimeError) as error:
@@ -57,5 +101,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
+    if _debugged[0]:
+        traceback.print_exc()
     sys.stderr.write(f"mars2: {' '.join(message.split())}\n")
     sys.exit(2)

@@ -1,6 +1,8 @@
 """`mars2 train lora`, `joint` and `hypernet`: make the LoRAs and the hypernetwork of a suite."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -12,6 +14,9 @@ from mars2.cli.options import Device, Dtype, Model, SuiteName, parse_dtype
 from mars2.job import RunError, listed
 
 T = TypeVar("T")
+
+TRAINING_KEY = "training"
+"""Where the metadata of a LoRA says how it was trained, as JSON."""
 
 app = typer.Typer(no_args_is_help=True, help="Train LoRAs and hypernetworks; both resume.")
 
@@ -62,6 +67,13 @@ def lora(
         "seed": seed,
         "gradient_checkpointing": gradient_checkpointing,
     }
+    wanted = {
+        one.id: _settings(LoraTraining, loaded, f"{one.role}_lora", given) for one in concepts
+    }
+    base = Path(model or loaded.models.base).name
+    for one in concepts:
+        if one not in todo:
+            _check_same(out / f"{one.id}.safetensors", _training(wanted[one.id], base, one.prompts))
     denoiser = (
         load_denoiser(loaded, model, dtype=parse_dtype(dtype), device=device) if todo else None
     )
@@ -70,7 +82,7 @@ def lora(
         if denoiser is None or one not in todo:
             print(f"{path} is there already")
             continue
-        settings = _settings(LoraTraining, loaded, f"{one.role}_lora", given)
+        settings = wanted[one.id]
         state = out / f".{one.id}.training.safetensors"
         out.mkdir(parents=True, exist_ok=True)
         with tqdm(total=settings.steps, desc=one.id, unit="step", disable=None) as bar:
@@ -82,7 +94,8 @@ def lora(
                 checkpoint=state,
                 progress=partial(_show, bar),
             )
-        save_adapter(adapter, path)
+        told = json.dumps(_training(settings, base, one.prompts))
+        save_adapter(replace(adapter, metadata={**adapter.metadata, TRAINING_KEY: told}), path)
         state.unlink(missing_ok=True)
         print(path)
 
@@ -305,6 +318,37 @@ def _cases(suite: Suite, names: list[str], split: str) -> list[Case]:
             f"{listed(known)}"
         )
     return [case for case in known.values() if not names or case.id in names]
+
+
+def _training(settings: Any, base: str, prompts: Sequence[str]) -> dict[str, Any]:
+    """Return what makes a LoRA what it is, as its file tells; not what only costs time."""
+    free = ("save_every", "gradient_checkpointing")
+    told = {name: value for name, value in asdict(settings).items() if name not in free}
+    return {**told, "model": base, "prompts": list(prompts)}
+
+
+def _check_same(path: Path, wanted: Mapping[str, Any]) -> None:
+    """Check that the LoRA in a file was trained as is wanted now; a file may not tell.
+
+    Raises:
+        RunError: It was not.
+    """
+    from baselines.formats import read_lora
+
+    try:
+        told = json.loads(read_lora(path).metadata.get(TRAINING_KEY, "{}"))
+    except ValueError:
+        told = {}
+    changed = [
+        f"{name} was {told[name]}, now {value}"
+        for name, value in wanted.items()
+        if name in told and told[name] != json.loads(json.dumps(value))
+    ]
+    if changed:
+        raise RunError(
+            f"{path} was trained with other settings: {'; '.join(changed)}. Give another --out, "
+            "delete the file to train it anew, or give the old settings"
+        )
 
 
 def _show(bar: Any, step: int, loss: float) -> None:

@@ -119,13 +119,15 @@ def generate(
 
     from benchmark_data.load import load_suite
     from mars2.pipelines import SdxlPipeline
-    from mars2.run import prepare, run, unfinished
+    from mars2.run import prepare, run, save_adapters_of, unfinished, unsaved
 
     run_plan = prepare(suite, load_suite(suite), choices)
     check_scoring(run_plan, scoring)
     store = RunStore.create(out, run_plan.spec)
     jobs = unfinished(store, plan(run_plan.spec))
-    if jobs:
+    merges = unsaved(run_plan, store) if save_adapters else []
+    pipeline = None
+    if jobs or any(run_plan.methods[job.method].kind == "fit" for job in merges):
         pipeline = SdxlPipeline.of_spec(run_plan.spec, batch_size=batch_size)
         with tqdm(total=len(jobs), desc="generate", unit="job", disable=None) as bar:
             for cost in run(
@@ -133,6 +135,8 @@ def generate(
             ):
                 bar.set_postfix_str(f"{cost.case} {cost.method}")
                 bar.update()
+    for _ in save_adapters_of(run_plan, store, pipeline, merges):
+        pass
     return store
 
 
@@ -199,9 +203,9 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
 
     from benchmark_data.load import load_suite
     from mars2.judges import ServerSettings
-    from mars2.metrics import METRICS, MetricSettings, load_metric
+    from mars2.metrics import METRICS, MetricSettings, identify_metric, load_metric
     from mars2.references import find_references
-    from mars2.score import present_samples
+    from mars2.score import is_complete, present_samples
     from mars2.score import score as score_images
 
     names = scoring.names
@@ -233,6 +237,9 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
     failed: list[str] = []
     for name in names:
         step = None
+        identity = identify_metric(name, settings)
+        if identity and is_complete(store, identity, references, partial=partial):
+            continue
         metric = load_metric(name, settings)
         with tqdm(desc=name, unit="image", disable=None) as bar:
             for step in score_images(

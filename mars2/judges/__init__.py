@@ -27,6 +27,7 @@ __all__ = [
     "ServerSettings",
     "Template",
     "Verdict",
+    "identify_judge",
     "leading_score",
     "leading_yes_no",
     "load_judge",
@@ -239,6 +240,36 @@ def load_judge(
     answers = AnswerCache()
     answers.check()  # before minutes of loading
     return CachedJudge(load(), answers)
+
+
+def identify_judge(
+    spec: str,
+    *,
+    dtype: str | None = None,
+    device: str = "auto",
+    layout: str = "anyres",
+    server: ServerSettings | None = None,
+) -> str | None:
+    """Return the id that `load_judge` would give a judge, no weight read; None: it cannot be told.
+
+    Raises:
+        PluginError: There is no such judge.
+        JudgeError: There is no such model, or the settings do not fit.
+    """
+    name, _, source = spec.partition(":")
+    if name in ("openai", "scripted"):  # they have no weights
+        return load_judge(spec, dtype=dtype, device=device, layout=layout, server=server).id
+    if name not in ("llava_onevision", "qwen_vl") or not source:
+        return None
+    from mars2.judges import llava_onevision, qwen_vl
+    from mars2.judges.sources import find_model
+    from mars2.judges.weights import resolve
+
+    dtype, _ = resolve(dtype, device)
+    model = find_model(source).id
+    if name == "qwen_vl":
+        return qwen_vl.judge_id(model, dtype)
+    return llava_onevision.judge_id(model, layout, dtype)
 
 
 def leading_yes_no(text: str) -> bool | None:

@@ -295,6 +295,39 @@ def check_base_url(url: str) -> httpx.URL:
     return parsed
 
 
+def server_name(url: httpx.URL) -> str:
+    """Return which server a base URL means: host, port, and the path if it is not the usual one.
+
+    >>> server_name(httpx.URL("http://localhost:8000/v1/"))
+    'localhost:8000'
+    >>> server_name(httpx.URL("https://api.example.com/critics/v1"))
+    'api.example.com:443/critics/v1'
+    """
+    port = url.port or {"http": 80, "https": 443}[url.scheme]
+    path = url.path.rstrip("/")
+    return f"{url.host}:{port}{'' if path == '/v1' else path}"
+
+
+def model_revision(base_url: str, model: str, *, key: str, timeout: float) -> str:
+    """Return what a server's list of models tells of a model's revision; "" if it tells nothing.
+
+    That is `revision`, `digest` or, of vLLM, `root` (the folder or hub id behind the name). The
+    time `created` is not: servers put the time of the request there.
+    """
+    try:
+        response = httpx.get(
+            f"{base_url.rstrip('/')}/models",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=min(timeout, CONNECT_TIMEOUT),
+        )
+        entry = next(one for one in response.json()["data"] if one["id"] == model)
+        told = [entry.get(name) for name in ("revision", "digest", "root")]
+    except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
+        return ""
+    texts = (text for text in told if isinstance(text, str) and text.strip() and text != model)
+    return "_".join(next(texts, "").split())
+
+
 def read_reply(received: bytes) -> Reply:
     """Return what the body of a chat completion says.
 

@@ -6,12 +6,10 @@ the keys and values of a prefix (the question up to the test image, the same for
 compared with one reference) are computed once and reused.
 """
 
-import copy
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from PIL import Image
@@ -23,6 +21,7 @@ from mars2.judges import JudgeError, Question, Verdict
 from mars2.judges.answers import read_verdict, token_id, word_ids
 from mars2.judges.images import image_digest, prepare
 from mars2.judges.llava_checkpoint import Checkpoint, describe, load_checkpoint
+from mars2.judges.prefix import Prefix, cache_argument
 from mars2.judges.prompts import IMAGE_MARK, NEW_TOKENS, NO_WORDS, YES_WORDS, Form
 from mars2.judges.recent import Recent
 from mars2.judges.room import halving, memory_need, require_room
@@ -51,15 +50,14 @@ def chat_string(question: str) -> str:
     )
 
 
+def judge_id(name: str, layout: str, dtype: str) -> str:
+    """Return the id of a judge, given its model's name and revision."""
+    return f"{name} {layout} {dtype}"
+
+
 def is_published(found: ModelSource, layout: str, dtype: str) -> bool:
     """Return whether a model is the published judge and asked in the published setting."""
     return (found.name, found.from_hub, layout, dtype) == (PUBLISHED, True, "anyres", "float16")
-
-
-@dataclass(frozen=True)
-class _Prefix:
-    cache: DynamicCache
-    positions: int
 
 
 @dataclass(frozen=True)
@@ -96,17 +94,17 @@ class LlavaOnevisionJudge:
         self.model = checkpoint.model.to(device)
         self.layout = layout
         self.published = published
-        self.id = f"{name} {layout} {str(self.model.dtype).removeprefix('torch.')}"
+        self.id = judge_id(name, layout, str(self.model.dtype).removeprefix("torch."))
         self._images = checkpoint.image_processor
         self._tokenizer = checkpoint.tokenizer
         self._stop = token_id(self._tokenizer, "<|im_end|>", self.id)
         token_id(self._tokenizer, "<|im_start|>", self.id)
         self._yes = word_ids(self._tokenizer, YES_WORDS, self.id)
         self._no = word_ids(self._tokenizer, NO_WORDS, self.id)
-        self._cache_argument = _cache_argument(self.model)
+        self._cache_argument = cache_argument(self.model)
         self._batch_positions = batch_positions
         self._features: Recent[Tensor] = Recent(kept_positions, len)
-        self._prefixes: Recent[_Prefix] = Recent(kept_positions, lambda kept: kept.positions)
+        self._prefixes: Recent[Prefix] = Recent(kept_positions, lambda kept: kept.positions)
 
     @classmethod
     def load(
@@ -208,7 +206,7 @@ class LlavaOnevisionJudge:
         )
         return embeddings
 
-    def _read_prefix(self, before: str, digest: str, features: Tensor, between: str) -> _Prefix:
+    def _read_prefix(self, before: str, digest: str, features: Tensor, between: str) -> Prefix:
         """Return keys and values of all that stands before the test image."""
         key = (before, digest, between)
         prefix = self._prefixes.get(key)
@@ -217,17 +215,20 @@ class LlavaOnevisionJudge:
             cache = DynamicCache(config=self.model.config.text_config)
             read = partial(self.model.model, **{self._cache_argument: cache})
             halving(lambda rows: [read(inputs_embeds=torch.stack(rows))], [embeddings])
-            prefix = _Prefix(cache, len(embeddings))
+            prefix = Prefix(cache, len(embeddings))
             self._prefixes.put(key, prefix)
         return prefix
 
     def _batches(
-        self, endings: Mapping[int, Tensor], prefix: _Prefix
+        self, endings: Mapping[int, Tensor], prefix: Prefix
     ) -> Iterator[dict[int, Tensor]]:
-        """Split rows so that each batch, padded, has at most `batch_positions` positions."""
+        """Split rows so that each batch, padded, has at most `batch_positions` positions.
+
+        Rows of like length go together, so that little of a batch is padding.
+        """
         batch: dict[int, Tensor] = {}
         longest = 0
-        for number, ending in endings.items():
+        for number, ending in sorted(endings.items(), key=lambda item: len(item[1])):
             longest = max(longest, len(ending))
             if batch and (len(batch) + 1) * (prefix.positions + longest) > self._batch_positions:
                 yield batch
@@ -235,7 +236,7 @@ class LlavaOnevisionJudge:
             batch[number] = ending
         yield batch
 
-    def _answer_in_room(self, rows: list[_Row], prefix: _Prefix) -> dict[int, Verdict]:
+    def _answer_in_room(self, rows: list[_Row], prefix: Prefix) -> dict[int, Verdict]:
         """Return verdicts by question; batches that memory does not hold are halved, and stay so.
 
         Raises:
@@ -249,7 +250,7 @@ class LlavaOnevisionJudge:
         verdicts = halving(lambda part: self._answer(part, prefix), rows, failed=shrink)
         return dict(zip([row.number for row in rows], verdicts, strict=True))
 
-    def _answer(self, rows: Sequence[_Row], prefix: _Prefix) -> list[Verdict]:
+    def _answer(self, rows: Sequence[_Row], prefix: Prefix) -> list[Verdict]:
         logits = self._first_logits([row.ending for row in rows], prefix)
         return [
             read_verdict(
@@ -264,25 +265,23 @@ class LlavaOnevisionJudge:
             for row, of_row in zip(rows, logits, strict=True)
         ]
 
-    def _first_logits(self, endings: Sequence[Tensor], prefix: _Prefix) -> Tensor:
+    def _first_logits(self, endings: Sequence[Tensor], prefix: Prefix) -> Tensor:
         """Return the logits (rows, vocabulary) of the first token of each answer.
 
         Rows are padded on the right, where a causal model does not look.
         """
-        cache = copy.deepcopy(prefix.cache)
-        cache.batch_repeat_interleave(len(endings))
         hidden = self.model.model(
             inputs_embeds=pad_sequence(list(endings), batch_first=True),
-            **{self._cache_argument: cache},
+            **{self._cache_argument: prefix.rows(len(endings))},
         ).last_hidden_state  # (rows, longest, hidden)
         rows = torch.arange(len(endings))
         last = torch.tensor([len(ending) - 1 for ending in endings])
         logits: Tensor = self.model.lm_head(hidden[rows, last])
         return logits
 
-    def _generate(self, ending: Tensor, prefix: _Prefix, form: Form) -> str:
+    def _generate(self, ending: Tensor, prefix: Prefix, form: Form) -> str:
         """Return the answer in words, each token the most likely one."""
-        cache = copy.deepcopy(prefix.cache)
+        cache = prefix.rows(1)
         ids: list[int] = []
         inputs = ending[None]
         while len(ids) < NEW_TOKENS[form]:
@@ -297,8 +296,3 @@ class LlavaOnevisionJudge:
                 torch.tensor([[best]], device=self.model.device)
             )
         return self._tokenizer.decode(ids, skip_special_tokens=False)
-
-
-def _cache_argument(model: Any) -> str:
-    """Return what a model calls its cache of keys and values: renamed in transformers 5.24."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

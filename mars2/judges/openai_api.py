@@ -16,7 +16,14 @@ from typing import Any
 from PIL import Image
 
 from mars2.judges import JudgeError, Question, ServerSettings, Verdict, read_answer
-from mars2.judges.chat_server import ChatServer, NoAnswer, Reply, check_base_url
+from mars2.judges.chat_server import (
+    ChatServer,
+    NoAnswer,
+    Reply,
+    check_base_url,
+    model_revision,
+    server_name,
+)
 from mars2.judges.images import prepare
 from mars2.judges.prompts import IMAGE_MARK, NEW_TOKENS, NO_WORDS, YES_WORDS
 
@@ -31,6 +38,7 @@ class OpenAIJudge:
         base_url: What stands before ``/chat/completions``.
         key: API key; "": none is needed.
         settings: How to ask.
+        revision: What the server tells of the model's revision; "": nothing.
     """
 
     published = False
@@ -42,10 +50,11 @@ class OpenAIJudge:
         *,
         key: str = "",
         settings: ServerSettings | None = None,
+        revision: str = "",
     ) -> None:
         settings = settings or ServerSettings()
         url = check_base_url(base_url)
-        self.id = f"openai:{model}@{url.host}"
+        self.id = f"openai:{model}@{server_name(url)}{f'#{revision}' if revision else ''}"
         self._url = str(url.copy_with(userinfo=b"")).rstrip("/")
         self._concurrency = settings.concurrency
         self._server = ChatServer(
@@ -58,7 +67,7 @@ class OpenAIJudge:
 
     @classmethod
     def load(cls, model: str, settings: ServerSettings) -> "OpenAIJudge":
-        """Return the judge of a model; nothing is asked yet.
+        """Return the judge of a model; no question is asked yet, only for the list of models.
 
         The server is `settings.base_url` or that of the variable OPENAI_BASE_URL, the key that of
         the variable OPENAI_API_KEY.
@@ -75,7 +84,9 @@ class OpenAIJudge:
         key = os.environ.get(KEY_VARIABLE, "").strip()
         if not (key.isascii() and key.isprintable()):
             raise JudgeError(f"{KEY_VARIABLE} holds characters that no key has")
-        return cls(model, url, key=key, settings=settings)
+        check_base_url(url)
+        revision = model_revision(url, model, key=key, timeout=settings.timeout)
+        return cls(model, url, key=key, settings=settings, revision=revision)
 
     def ask(self, questions: Sequence[Question]) -> list[Verdict]:
         """Return a verdict for each question, in their order.

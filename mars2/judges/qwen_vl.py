@@ -1,10 +1,13 @@
 """Qwen2.5-VL and Qwen3-VL as judges: the protocol's questions, another model.
 
-The two images stand inline in the question. Every question is one forward; images are seen at their
-own size, as the model's image processor cuts them into patches.
+The two images stand inline in the question, and are seen at their own size, as the model's image
+processor cuts them into patches. As in `llava_onevision`, an image's features and the keys and
+values of a prefix (the question up to the test image) are computed once; the rest of a question is
+one forward.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoConfig,
+    DynamicCache,
     GenerationConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
@@ -24,7 +28,9 @@ from mars2.judges import JudgeError, Question, Verdict
 from mars2.judges.answers import read_verdict, token_id, word_ids
 from mars2.judges.images import image_digest, prepare
 from mars2.judges.llava_checkpoint import load_tokenizer
+from mars2.judges.prefix import Prefix, cache_argument
 from mars2.judges.prompts import IMAGE_MARK, NEW_TOKENS, NO_WORDS, YES_WORDS, Form
+from mars2.judges.recent import Recent
 from mars2.judges.room import halving, memory_need, require_room
 from mars2.judges.sources import find_model, read_config
 from mars2.judges.weights import DTYPES, count_parameters, load_strictly, resolve, stored_weights
@@ -45,6 +51,11 @@ def chat_string(question: str, system: str) -> str:
     """Return the whole prompt of a question; the two `<image>` marks stay."""
     first = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
     return f"{first}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def judge_id(name: str, dtype: str) -> str:
+    """Return the id of a judge, given its model's name and revision."""
+    return f"{name} {dtype}"
 
 
 def qwen_config(folder: Path) -> tuple[str, Any]:
@@ -68,6 +79,13 @@ def qwen_config(folder: Path) -> tuple[str, Any]:
     )
 
 
+@dataclass(frozen=True)
+class _Seen:
+    grid: Tensor  # (1, 3)
+    features: Any  # as the model's `get_image_features` gives them
+    positions: int
+
+
 class QwenVlJudge:
     """Asks a Qwen-VL model.
 
@@ -77,15 +95,23 @@ class QwenVlJudge:
         tokenizer: With the tokens of the model's prompt.
         name: Name and revision.
         device: Where it computes.
+        kept_positions: Most positions whose image features, and whose keys and values, are kept.
     """
 
     published = False
 
     def __init__(
-        self, model: Any, image_processor: Any, tokenizer: Any, *, name: str, device: str = "cpu"
+        self,
+        model: Any,
+        image_processor: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        device: str = "cpu",
+        kept_positions: int = 32768,
     ) -> None:
         self.model = model.to(device)
-        self.id = f"{name} {str(model.dtype).removeprefix('torch.')}"
+        self.id = judge_id(name, str(model.dtype).removeprefix("torch."))
         self._system = SYSTEM[type(model).__name__]
         self._images = image_processor
         self._tokenizer = tokenizer
@@ -94,6 +120,9 @@ class QwenVlJudge:
             token_id(tokenizer, token, self.id)
         self._yes = word_ids(tokenizer, YES_WORDS, self.id)
         self._no = word_ids(tokenizer, NO_WORDS, self.id)
+        self._cache_argument = cache_argument(self.model)
+        self._seen: Recent[_Seen] = Recent(kept_positions, lambda seen: seen.positions)
+        self._prefixes: Recent[Prefix] = Recent(kept_positions, lambda kept: kept.positions)
         # not the folder's, which may hold a repetition penalty and sampling
         end = token_id(tokenizer, "<|im_end|>", self.id)
         self.model.generation_config = GenerationConfig(
@@ -138,39 +167,79 @@ class QwenVlJudge:
         A question is answered by its most likely first token if that is a yes or a no; otherwise
         text is generated and read. `p_yes` and `margin` are given where the first token decides.
         """
-        seen: dict[str, tuple[Tensor, Tensor]] = {}
         with torch.inference_mode():
-            return [halving(lambda one: [self._ask(one[0], seen)], [q])[0] for q in questions]
+            return [
+                halving(lambda one: [self._ask(one[0])], [question])[0] for question in questions
+            ]
 
-    def _ask(self, question: Question, seen: dict[str, tuple[Tensor, Tensor]]) -> Verdict:
-        patches, grids = zip(
-            *(self._cut(image, seen) for image in (question.reference, question.test)), strict=True
-        )
-        inputs = self._inputs(question.text, torch.cat(patches), torch.cat(grids))
-        logits = self.model(**inputs, logits_to_keep=1).logits[0, -1]
+    def _ask(self, question: Question) -> Verdict:
         form = question.template.form
         return read_verdict(
-            logits,
+            self._first_logits(question),
             form,
             yes=self._yes,
             no=self._no,
             tokenizer=self._tokenizer,
             dtype=self.model.dtype,
-            generate=lambda: self._generate(inputs, form),
+            generate=lambda: self._generate(question, form),
         )
 
-    def _cut(
-        self, image: Image.Image, seen: dict[str, tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """Return an image's patches (number, numbers in a patch) and their grid (1, 3)."""
-        digest = image_digest(image)
-        if digest not in seen:
-            cut = self._images([prepare(image)], return_tensors="pt")
-            seen[digest] = cut["pixel_values"], cut["image_grid_thw"]
-        return seen[digest]
+    def _first_logits(self, question: Question) -> Tensor:
+        """Return the logits (vocabulary,) of the first token of an answer."""
+        reference, test = self._see(question.reference), self._see(question.test)
+        inputs = self._inputs(question.text, torch.cat([reference.grid, test.grid]))
+        # the test image begins the part that differs; its tokens are the last of their kind
+        ids, start = inputs["input_ids"], self._test_start(inputs)
+        positions, _ = self.model.model.get_rope_index(**inputs)  # (3, 1, positions)
+        key = (question.text, image_digest(question.reference))
+        prefix = self._prefixes.get(key)
+        if prefix is None:
+            cache = DynamicCache(config=self.model.config.text_config)
+            self.model.model(
+                input_ids=ids[:, :start],
+                position_ids=positions[..., :start],
+                mm_encoder_outputs={"image": reference.features},
+                **{self._cache_argument: cache},
+            )
+            prefix = Prefix(cache, start)
+            self._prefixes.put(key, prefix)
+        output = self.model(
+            input_ids=ids[:, start:],
+            position_ids=positions[..., start:],
+            mm_encoder_outputs={"image": test.features},
+            logits_to_keep=1,
+            **{self._cache_argument: prefix.rows(1)},
+        )
+        logits: Tensor = output.logits[0, -1]
+        return logits
 
-    def _inputs(self, question: str, patches: Tensor, grids: Tensor) -> dict[str, Tensor]:
-        """Return the model's inputs: each `<image>` mark has become its image's tokens."""
+    def _test_start(self, inputs: Mapping[str, Tensor]) -> int:
+        """Return where the test image's `<|vision_start|>` stands."""
+        begin = token_id(self._tokenizer, "<|vision_start|>", self.id)
+        return int((inputs["input_ids"][0] == begin).nonzero()[-1])
+
+    def _see(self, image: Image.Image) -> _Seen:
+        """Return what the language model gets of an image."""
+        digest = image_digest(image)
+        seen = self._seen.get(digest)
+        if seen is None:
+            patches, grid = self._cut(image)
+            features = self.model.get_image_features(
+                patches.to(self.model.device, self.model.dtype),
+                grid.to(self.model.device),
+                return_dict=True,
+            )
+            seen = _Seen(grid, features, int(grid.prod()) // self._images.merge_size**2)
+            self._seen.put(digest, seen)
+        return seen
+
+    def _cut(self, image: Image.Image) -> tuple[Tensor, Tensor]:
+        """Return an image's patches (number, numbers in a patch) and their grid (1, 3)."""
+        cut = self._images([prepare(image)], return_tensors="pt")
+        return cut["pixel_values"], cut["image_grid_thw"]
+
+    def _inputs(self, question: str, grids: Tensor) -> dict[str, Tensor]:
+        """Return the model's inputs but the pixels: each `<image>` mark is its image's tokens."""
         before, between, after = chat_string(question, self._system).split(IMAGE_MARK)
         tokens = [int(grid.prod()) // self._images.merge_size**2 for grid in grids]
         shown = [f"<|vision_start|>{IMAGE_TOKEN * number}<|vision_end|>" for number in tokens]
@@ -180,14 +249,18 @@ class QwenVlJudge:
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
             "mm_token_type_ids": (ids == self._image_id).int(),
-            "pixel_values": patches.to(self.model.dtype),
             "image_grid_thw": grids,
         }
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
-    def _generate(self, inputs: Mapping[str, Tensor], form: Form) -> str:
+    def _generate(self, question: Question, form: Form) -> str:
         """Return the answer in words, each token the most likely one."""
-        ids = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS[form])
+        patches, grids = zip(
+            *(self._cut(image) for image in (question.reference, question.test)), strict=True
+        )
+        inputs = self._inputs(question.text, torch.cat(grids))
+        pixels = torch.cat(patches).to(self.model.device, self.model.dtype)
+        ids = self.model.generate(**inputs, pixel_values=pixels, max_new_tokens=NEW_TOKENS[form])
         said = ids[0, inputs["input_ids"].shape[1] :].tolist()
         end = self.model.generation_config.eos_token_id
         text: str = self._tokenizer.decode(

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,16 @@ def folder_revision(folder: Path, files: Sequence[str] = MODEL_FILES) -> str:
     """Return 12 hex of the sha256 over names and contents of a model's files."""
     whole = hashlib.sha256()
     for path in sorted({path for pattern in files for path in folder.glob(pattern)}):
-        with path.open("rb") as file:
-            whole.update(
-                f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
-            )
+        state = path.stat()
+        whole.update(f"{path.name} {_digest(path, state.st_mtime_ns, state.st_size)}\n".encode())
     return whole.hexdigest()[:12]
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, changed: int, size: int) -> str:
+    """Return the sha256 of a file, read once as long as it does not change."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mars2.judges.errors import JudgeError
+from mars2.quiet import no_bars
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -112,15 +113,16 @@ def load_strictly(
         JudgeError: Weights are missing, of other shapes, or unknown.
     """
     try:
-        model, info = architecture.from_pretrained(
-            folder,
-            config=config,
-            key_mapping=None if key_mapping is None else dict(key_mapping),
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with no_bars():
+            model, info = architecture.from_pretrained(
+                folder,
+                config=config,
+                key_mapping=None if key_mapping is None else dict(key_mapping),
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise JudgeError(f"the model in {folder} cannot be loaded: {error}") from error
     unexpected = [key for key in info["unexpected_keys"] if not key.endswith("inv_freq")]

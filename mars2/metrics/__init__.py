@@ -12,18 +12,20 @@ from typing import Any, Protocol
 from PIL.Image import Image
 
 from baselines.registry import Registry
-from mars2.judges import Judge, ServerSettings, load_judge
+from mars2.judges import Judge, ServerSettings, identify_judge, load_judge
 from mars2.judges.prompts import TEMPLATES, load_templates
 from mars2.store import Sample
 
 __all__ = [
     "METRICS",
     "Evaluated",
+    "Identity",
     "Metric",
     "MetricLoader",
     "MetricSettings",
     "Progress",
     "Score",
+    "identify_metric",
     "load_metric",
 ]
 
@@ -161,6 +163,61 @@ METRICS: Registry[MetricLoader] = Registry("metric")
 METRICS.register("mars2", load_mars2)
 METRICS.register("clip", load_clip)
 METRICS.register("dino", load_dino)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What is known of a metric before its model is loaded.
+
+    Attributes:
+        names: Of its scores.
+        id: Its id, or how that begins.
+        whole: Whether it is the whole id.
+    """
+
+    names: tuple[str, ...]
+    id: str
+    whole: bool = True
+
+    def matches(self, judge: str) -> bool:
+        """Return whether a record's judge is this metric."""
+        return judge == self.id if self.whole else judge.startswith(f"{self.id} ")
+
+
+def identify_metric(name: str, settings: MetricSettings) -> Identity | None:
+    """Return what is known of a metric without loading its model; None: nothing is.
+
+    Raises:
+        PluginError: There is no such judge.
+        JudgeError: There is no such model, or the settings do not fit.
+    """
+    if name == "mars2" and isinstance(settings.judge, str):
+        from mars2.metrics import mars2
+
+        judge = identify_judge(
+            settings.judge,
+            dtype=settings.dtype,
+            device=settings.device,
+            layout=settings.layout,
+            server=settings.server,
+        )
+        if judge is None:
+            return None
+        templates = TEMPLATES if settings.prompts is None else load_templates(settings.prompts)
+        return Identity(mars2.Mars2Metric.names, mars2.metric_id(judge, templates))
+    if name == "clip":
+        from mars2.metrics import clip
+
+        # behind the name stands the model's preprocessing, which only the model tells
+        return Identity(clip.ClipMetric.names, clip.shown_name(settings.clip), whole=False)
+    if name == "dino":
+        from mars2.judges.sources import find_model, read_config
+        from mars2.metrics import dino
+
+        found = find_model(settings.dino, dino.DINO_FILES)
+        size = int(read_config(found.folder).get("image_size", 224))
+        return Identity(dino.DinoMetric.names, dino.metric_id(found.id, size))
+    return None
 
 
 def load_metric(name: str, settings: MetricSettings) -> Metric:

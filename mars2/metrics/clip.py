@@ -79,10 +79,7 @@ class ClipMetric:
             tokenize = open_clip.get_tokenizer(name)
         except (OSError, ValueError, RuntimeError) as error:
             raise JudgeError(f"CLIP model {source} cannot be loaded: {error}") from error
-        shown = source
-        if name.startswith(LOCAL):
-            folder = Path(name.removeprefix(LOCAL))
-            shown = f"{folder.name}@{folder_revision(folder, LOCAL_FILES)}"
+        shown = shown_name(source)
         settings = open_clip.get_model_preprocess_cfg(model)
         used = " ".join(f"{key}={_short(settings[key])}" for key in sorted(settings))
         return cls(
@@ -134,6 +131,19 @@ class ClipMetric:
         pixels = torch.stack([self._preprocess(image.convert("RGB")) for image in images])
         features: Tensor = self._model.encode_image(pixels.to(self._device))
         return features
+
+
+def shown_name(source: str) -> str:
+    """Return a model's name as ids begin with it; a folder's has the revision of its files.
+
+    Raises:
+        JudgeError: It is no name of a model.
+    """
+    name, _ = _parse(source)
+    if not name.startswith(LOCAL):
+        return source
+    folder = Path(name.removeprefix(LOCAL))
+    return f"{folder.name}@{folder_revision(folder, LOCAL_FILES)}"
 
 
 def _parse(source: str) -> tuple[str, str | None]:

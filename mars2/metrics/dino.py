@@ -18,9 +18,11 @@ from mars2.judges import JudgeError
 from mars2.judges.sources import MODEL_FILES, find_model, read_config
 from mars2.metrics import Evaluated, Progress, Score
 from mars2.metrics.features import ImageFeatures
+from mars2.quiet import no_bars
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+DINO_FILES = (*MODEL_FILES, "pytorch_model.bin")
 
 
 def preprocessing(size: int) -> transforms.Compose:
@@ -35,6 +37,11 @@ def preprocessing(size: int) -> transforms.Compose:
             transforms.Normalize(MEAN, STD),
         ]
     )
+
+
+def metric_id(name: str, size: int) -> str:
+    """Return the id of the metric, given its model's name and revision, and its image size."""
+    return f"{name} resize {round(size * 256 / 224)} bicubic, crop {size}, imagenet"
 
 
 class DinoMetric:
@@ -63,7 +70,7 @@ class DinoMetric:
         self._preprocess = preprocessing(size)
         self._features = ImageFeatures(self._embed, batch_size)
         self._batch_size = batch_size
-        self.id = f"{name} resize {round(size * 256 / 224)} bicubic, crop {size}, imagenet"
+        self.id = metric_id(name, size)
 
     @classmethod
     def load(cls, source: str, *, device: str = "auto", batch_size: int = 32) -> "DinoMetric":
@@ -75,7 +82,7 @@ class DinoMetric:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         # the original is published as a torch file; transformers reads it with weights_only
-        found = find_model(source, (*MODEL_FILES, "pytorch_model.bin"))
+        found = find_model(source, DINO_FILES)
         config = read_config(found.folder)
         if config.get("model_type") != "vit":
             raise JudgeError(
@@ -84,14 +91,15 @@ class DinoMetric:
             )
         architecture: Any = ViTModel
         try:
-            model, info = architecture.from_pretrained(
-                found.folder,
-                config=ViTConfig.from_dict(config),
-                add_pooling_layer=False,
-                dtype=torch.float32,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            with no_bars():
+                model, info = architecture.from_pretrained(
+                    found.folder,
+                    config=ViTConfig.from_dict(config),
+                    add_pooling_layer=False,
+                    dtype=torch.float32,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise JudgeError(f"the model {source} cannot be loaded: {error}") from error
         if info["missing_keys"]:

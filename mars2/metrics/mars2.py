@@ -35,6 +35,11 @@ def both(subject: float | None, style: float | None) -> float | None:
     return None if None in (subject, style) else 1.0
 
 
+def metric_id(judge: str, templates: Mapping[str, Template], form: Form = "short") -> str:
+    """Return the id of the metric with a judge, given the judge's id."""
+    return f"{judge} prompts {form}@{digest(*choose(templates, form).values())}"
+
+
 class Mars2Metric:
     """Asks a judge about each image and each of its references.
 
@@ -59,7 +64,7 @@ class Mars2Metric:
         self.judge = judge
         self._templates = choose(templates, form)
         self._batch_size = batch_size
-        self.id = f"{judge.id} prompts {form}@{digest(*self._templates.values())}"
+        self.id = metric_id(judge.id, templates, form)
 
     def score(
         self, items: Sequence[Evaluated], *, progress: Progress | None = None

@@ -120,7 +120,14 @@ def findings(summary: Summary) -> list[str]:
     lines = [f"{'Best' if len(summary.methods) > 1 else 'Scored'}: {best.label}, {told}."]
     others = [m for m in summary.methods if not m.control and m.label != best.label]
     same = summary.not_told_apart()
-    if others and len(summary.cases) < 2:
+    values = {
+        round(average.value, 9)
+        for m in (best, *others)
+        if source in m.scores and (average := m.scores[source].average).value is not None
+    }
+    if others and len(values) == 1:
+        lines = [f"No method is the best, all are alike: {told}."]
+    elif others and len(summary.cases) < 2:
         lines.append("One pair tells no two methods apart.")
     elif same:
         lines.append(f"Not told apart from it on these pairs: {', '.join(same)}.")

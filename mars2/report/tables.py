@@ -304,7 +304,10 @@ def _average(method: MethodSummary, source: Source) -> Estimate | None:
 
 
 def _leaders(summary: Summary, source: Source) -> list[MethodSummary]:
-    """Return the methods, controls left out, with the highest value of a column."""
+    """Return the methods, controls left out, with the highest value of a column.
+
+    None leads where all are equal.
+    """
     values = {
         method.label: round(average.value, 9)
         for method in summary.methods
@@ -312,7 +315,7 @@ def _leaders(summary: Summary, source: Source) -> list[MethodSummary]:
         and (average := _average(method, source)) is not None
         and average.value is not None
     }
-    if len(values) < 2:
+    if len(set(values.values())) < 2:
         return []
     return [m for m in summary.methods if values.get(m.label) == max(values.values())]
 

@@ -223,6 +223,19 @@ def test_gives_up_in_the_end(online: Suite, web: Any) -> None:
     assert web.requests.count("/mug/00.png") == ATTEMPTS
 
 
+def test_a_report_counts_by_source(online: Suite, web: Any, folder: Path) -> None:
+    web.give("/mug/01.png", 404)
+    report = fetch(online)
+    host = web.url.removeprefix("http://")
+    told = {source.name: source for source in report.sources}
+    assert set(told) == {host, "the suite", "by hand"}
+    assert (told[host].fetched, told[host].failed, told[host].manual) == (2, 1, 0)
+    assert told[host].first == report.failed[0]
+    assert str(told["the suite"]) == "the suite: 1 there already"
+    assert str(told["by hand"]).startswith("by hand: 1 to get by hand; first crayon/bear.png: ask")
+    assert all(len(str(source)) < 300 and "\n" not in str(source) for source in report.sources)
+
+
 def test_an_unreachable_host_is_not_tried_for_every_image(
     online: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """A suite of two subjects and two styles on the small random pipeline, as files in a folder."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image
 
 from baselines.adapter import LoraAdapter
 from baselines.formats import save_adapter
+from mars2.cli import main
 
 SUITE = """
 name = "tiny"
@@ -95,3 +97,20 @@ def world(
             random_image(10 * number + index).save(made.folder / f"{concept}_{index}.png")
     (made.folder / "judge.json").write_text(json.dumps({"subject": "Yes", "style": "No."}))
     return made
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """``cli("run", "--suite", ...)`` -> exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mars2", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        said = capsys.readouterr()
+        return int(exit_.value.code or 0), said.out, said.err
+
+    return call

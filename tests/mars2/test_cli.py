@@ -30,21 +30,6 @@ ROOT = Path(__file__).parents[2]
 Cli = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """``cli("run", "--suite", ...)`` -> exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mars2", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        said = capsys.readouterr()
-        return int(exit_.value.code or 0), said.out, said.err
-
-    return call
-
-
 def test_dtype_is_the_judges(cli: Cli, world, tmp_path: Path) -> None:
     references = {name: tmp_path / name for name in ("images", "subject", "style")}
     for folder in references.values():

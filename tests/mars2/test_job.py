@@ -114,10 +114,26 @@ def test_a_file_option_counts_by_its_content() -> None:
     assert job_id("/a/net", "1") != job_id("/a/net", "2")
 
 
+def test_differences_of_tables_name_only_what_differs() -> None:
+    digests = {f"concept{number}": "a" * 64 for number in range(30)}
+    old = make_spec(adapter_digests={**make_spec().adapter_digests, **digests})
+    new = make_spec(adapter_digests={**old.adapter_digests, "concept7": "b" * 64})
+    (line,) = old.differences(new)
+    assert line.startswith("adapter digests concept7 was aaaa")
+    assert "concept8" not in line
+
+
+def test_differences_of_pairs_name_those_that_are_gone() -> None:
+    spec = make_spec()
+    few = make_spec(cases=spec.cases[:1])
+    (line,) = spec.differences(few)
+    assert line == f"pairs were {len(spec.cases)}, now 1 (without {spec.cases[1].id})"
+
+
 def test_differences_name_field_and_both_values() -> None:
-    assert make_spec().differences(make_spec(steps=8)) == ["steps is 4 there, 8 here"]
+    assert make_spec().differences(make_spec(steps=8)) == ["steps was 4, now 8"]
     changed = make_spec(methods=(MethodSpec("base", source="new"),))
-    assert make_spec().differences(changed) == ["code of base: '' there, 'new' here"]
+    assert make_spec().differences(changed) == ["the code of base was unknown, now it is new"]
 
 
 def test_methods_may_be_added() -> None:

@@ -309,6 +309,19 @@ def test_terminal_tables_fit_and_keep_all_numbers(reported, width):
     assert "…" not in text
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_where_all_are_equal_none_is_the_best(build: Build, right: bool):
+    store = build(
+        answers=lambda *key: ([right] * 3, [True]),
+        metrics=("mars2",),
+        methods=[MethodSpec("a"), MethodSpec("b")],
+    )
+    summary = summarise(store)
+    table = mars2_table(summary, fake.JUDGE)
+    assert not any(cell.best for row in table.rows for cell in row.cells)
+    assert findings(summary)[0].startswith("No method is the best, all are alike: ")
+
+
 def test_table_marks_the_best_of_each_column(by_hand):
     table = mars2_table(by_hand, fake.JUDGE)
     best = {

@@ -164,6 +164,21 @@ def manifest(world, folder: Path, text: str) -> ImagesSpec:
     return read_manifest(path, folder, world.suite, load_suite(world.suite), out=out)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("cat_inc", "cat_ink"),
+        ("Cat-Ink", "cat_ink"),
+        ("oil_dog", "dog_oil"),
+        ("CAT OIL", "cat_oil"),
+    ],
+)
+def test_a_misspelt_pair_is_told_which_it_means(world, folder: Path, name: str, meant: str) -> None:
+    next(path for path in sorted(folder.rglob(meant)) if path.is_dir()).rename(folder / name)
+    with pytest.raises(RunError, match=f"matches no pair of the suite. Did you mean {meant}?"):
+        matched(world, folder)
+
+
 def test_a_manifest_says_which_pair(world, folder: Path) -> None:
     spec = manifest(
         world,

@@ -67,7 +67,7 @@ def test_the_same_run_goes_on_and_another_does_not(tmp_path: Path, spec: RunSpec
     before = (tmp_path / "run/run.json").read_bytes()
     RunStore.create(tmp_path / "run", dataclasses.replace(spec, environment={"created": "later"}))
     assert (tmp_path / "run/run.json").read_bytes() == before
-    with pytest.raises(RunError, match=r"another run \(steps is 4 there, 5 here\); choose another"):
+    with pytest.raises(RunError, match=r"other settings: steps was 4, now 5\. Choose another"):
         RunStore.create(tmp_path / "run", dataclasses.replace(spec, steps=5))
 
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlavaOnevisionForConditionalGeneration
+from transformers import DynamicCache, GenerationConfig, LlavaOnevisionForConditionalGeneration
 
 from mars2.judges import TEMPLATES, JudgeError, Question, load_judge
 from mars2.judges.answers import is_close, read_first_token
 from mars2.judges.llava_onevision import LlavaOnevisionJudge, chat_string
+from mars2.judges.prefix import Prefix
 
 LAYOUTS = ("anyres", "pad")
 SHORT = TEMPLATES["subject-short"]
@@ -77,13 +78,23 @@ def test_logits_equal_a_direct_forward(
         questions = [subject_question(pictures[reference], pictures[test]) for test in names]
         judge.ask(questions)
         got = torch.cat(seen)
-        for row, question in zip(got, questions, strict=True):
-            inputs = oracle_inputs(
-                chat_string(SHORT.text), [question.reference, question.test], layout
-            )
+        prompts = [
+            oracle_inputs(chat_string(SHORT.text), [question.reference, question.test], layout)
+            for question in questions
+        ]
+        prompts.sort(key=lambda inputs: inputs["input_ids"].shape[1])  # as questions are batched
+        for row, inputs in zip(got, prompts, strict=True):
             with torch.no_grad():
                 expected = model(**inputs).logits[0, -1]
             torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_like_length_are_a_batch(judges, monkeypatch):
+    judge = judges["transformers", "anyres"]
+    monkeypatch.setattr(judge, "_batch_positions", 30)
+    endings = {number: torch.zeros(length, 2) for number, length in enumerate((5, 1, 5, 1))}
+    batches = [list(batch) for batch in judge._batches(endings, Prefix(DynamicCache(), 10))]
+    assert batches == [[1, 3], [0, 2]]
 
 
 def test_layouts_differ(judges, pictures):

@@ -67,7 +67,13 @@ class Server:
     It gives a text; a whole reply; a status and its body, and perhaps headers; or `CUT`.
     """
 
-    def __init__(self, answer: Callable[[int, Body], object]) -> None:
+    def __init__(
+        self,
+        answer: Callable[[int, Body], object],
+        *,
+        port: int = 0,
+        models: Sequence[Mapping[str, object]] | None = None,
+    ) -> None:
         self.bodies: list[Body] = []
         self.headers: list[Mapping[str, str]] = []
         self.paths: list[str] = []
@@ -106,6 +112,12 @@ class Server:
                 with contextlib.suppress(OSError):  # who asked may be gone
                     self.wfile.write(content)
 
+            def do_GET(self) -> None:
+                listed = self.path == "/v1/models" and models is not None
+                self.send_response(200 if listed else 404)
+                self.end_headers()
+                self.wfile.write(json.dumps({"object": "list", "data": models}).encode())
+
             def log_message(self, *_: object) -> None:
                 pass
 
@@ -113,8 +125,9 @@ class Server:
             daemon_threads = True
             request_queue_size = 64
 
-        self._server = Loopback(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._server = Loopback(("127.0.0.1", port), Handler)
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
         self._alive = True
@@ -127,7 +140,7 @@ class Server:
             self._server.server_close()
 
 
-Serve = Callable[[Callable[[int, Body], object]], Server]
+Serve = Callable[..., Server]
 
 
 @pytest.fixture
@@ -139,8 +152,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     servers: list[Server] = []
 
-    def start(answer: Callable[[int, Body], object]) -> Server:
-        servers.append(Server(answer))
+    def start(answer: Callable[[int, Body], object], **options: Any) -> Server:
+        servers.append(Server(answer, **options))
         return servers[-1]
 
     yield start
@@ -213,8 +226,43 @@ def test_what_a_server_is_asked(
     for sent, image in zip(images_of(body), (reference, test), strict=True):
         assert (sent.format, sent.mode) == ("PNG", "RGB")
         assert sent.tobytes() == prepare(image).tobytes()
-    assert judge.id == "openai:some/critic@127.0.0.1"
+    assert judge.id == f"openai:some/critic@127.0.0.1:{server.port}"
     assert not judge.published
+
+
+@pytest.mark.parametrize(
+    ("entry", "revision"),
+    [
+        ({}, ""),
+        ({"created": 1, "owned_by": "somebody"}, ""),
+        ({"root": "critic"}, ""),
+        ({"root": "/models/llava critic"}, "#/models/llava_critic"),
+        ({"root": "/models/critic", "revision": "abc"}, "#abc"),
+        ({"revision": None, "digest": "sha256:1"}, "#sha256:1"),
+    ],
+)
+def test_the_id_tells_the_revision_that_the_server_tells(
+    serve: Serve, entry: dict[str, object], revision: str
+) -> None:
+    models = [{"id": "other", "root": "/models/other"}, {"id": "critic", **entry}]
+    server = serve(lambda number, body: "Yes", models=models)
+    assert judge_of(server).id == f"openai:critic@127.0.0.1:{server.port}{revision}"
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize("models", [[], ["critic"], [{"name": "critic"}]])
+def test_a_list_of_models_that_is_none_tells_no_revision(serve: Serve, models) -> None:
+    server = serve(lambda number, body: "Yes", models=models)
+    assert judge_of(server).id == f"openai:critic@127.0.0.1:{server.port}"
+
+
+def test_two_servers_share_no_answer(serve: Serve, own_cache: Path) -> None:
+    one, other = serve(lambda number, body: "Yes"), serve(lambda number, body: "No")
+    for server in (one, other, one):
+        load_judge("openai:critic", server=ServerSettings(base_url=server.url), cache=True).ask(
+            [question()]
+        )
+    assert (len(one.bodies), len(other.bodies)) == (1, 1)
 
 
 def test_no_key_no_header(serve: Serve) -> None:
@@ -680,15 +728,30 @@ def test_a_server_that_dies_in_the_middle(serve: Serve, world, tmp_path: Path, c
     assert "no answer from" in error
     assert (out / "records.jsonl").read_bytes() == lines
 
-    back = serve(lambda number, body: by_grey(body))
+    back = serve(lambda number, body: by_grey(body), port=dying.port)
     assert score(back, out) == (0, "")
     assert len(back.bodies) == 2 * 3 + 4 * 2
     assert {grey_of(body) for body in back.bodies} == {10, 11, 20, 21, 30, 31}
-    assert sorted(map(repr, RunStore.open(out).records())) == sorted(
-        map(repr, RunStore.open(tmp_path / "whole").records())
-    )
+    elsewhere = [  # the judge's id names the server's port
+        replace(record, judge=record.judge.replace(str(whole.port), str(back.port)))
+        for record in RunStore.open(tmp_path / "whole").records()
+    ]
+    assert sorted(map(repr, RunStore.open(out).records())) == sorted(map(repr, elsewhere))
     assert score(back, out) == (0, "")  # nothing left to ask
     assert len(back.bodies) == 2 * 3 + 4 * 2
+
+
+def test_a_server_is_checked_with_the_options_of_scoring(
+    serve: Serve, world, tmp_path: Path, command
+) -> None:
+    server = serve(lambda number, body: "Yes", models=[{"id": "critic", "revision": "r1"}])
+    out = tmp_path / "controls.json"
+    options = ("--judge", "openai:critic", "--base-url", server.url, "--judge-timeout", 20)
+    options += ("--judge-retries", 0, "--judge-concurrency", 2, "--no-cache", "--out", out)
+    code, error = command("judge", "check", "--suite", world.suite, *options)
+    assert (code, error) == (0, "")
+    assert server.bodies
+    assert f"openai:critic@127.0.0.1:{server.port}#r1" in out.read_text()
 
 
 def test_the_shipped_template_gives_the_published_prompt() -> None:

@@ -184,6 +184,42 @@ def test_logits_equal_a_direct_forward(family, folders, judges, pictures, monkey
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_shared_is_computed_once_and_changes_no_logit(
+    family, folders, pictures, monkeypatch
+):
+    judge = QwenVlJudge.load(str(folders[family]), dtype="float32", device="cpu")
+    shown = ("square", "odd", "landscape", "square")
+    questions = [
+        Question("subject", pictures["portrait"], pictures[name], "", SHORT) for name in shown
+    ]
+    cut, read, seen = [], [], []
+    encode, forward = judge._cut, judge.model.model.language_model.forward
+    monkeypatch.setattr(judge, "_cut", lambda image: cut.append(image) or encode(image))
+    monkeypatch.setattr(
+        judge.model.model.language_model,
+        "forward",
+        lambda *given, **named: (
+            read.append(named["inputs_embeds"].shape[1]) or forward(*given, **named)
+        ),
+    )
+    monkeypatch.setattr(
+        "mars2.judges.qwen_vl.read_verdict", lambda logits, *given, **named: seen.append(logits)
+    )
+    judge.ask(questions)
+    assert len(cut) == 4  # portrait, square, odd, landscape
+    assert len(read) == 1 + 4
+    for question, got in zip(questions, seen, strict=True):
+        expected, _, inputs = oracle(
+            family,
+            folders[family],
+            whole_prompt(family, question),
+            [question.reference, question.test],
+        )
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert read[0] + read[4] == inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_text_is_greedy_whatever_the_folder_says_of_generation(family, folders, judges, pictures):
     question = Question("subject", pictures["small"], pictures["odd"], "", SHORT)
     logits, direct, inputs = oracle(
