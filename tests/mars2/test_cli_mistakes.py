@@ -99,8 +99,16 @@ def test_adapters_of_a_finished_run_are_saved(
     cli: Cli, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    run = ("run", "--suite", world.suite, "--method", "average", "--method", "direct_sum", *RUN)
-    run = (*run, "--no-score", "--out", out)
+    run = ("run", "--suite", world.suite, "--method", "average", "--method", "direct_sum")
+    run = (
+        *run,
+        "--method",
+        "switch",
+        *RUN,
+        "--no-score",
+        "--out",
+        out,
+    )  # switch: a policy, no file
     assert cli(*run, "--save-adapters")[0] == 0
     first = {path: path.read_bytes() for path in sorted(out.glob("adapters/*/*"))}
     assert [path.parent.name for path in first] == ["average", "direct_sum"]
