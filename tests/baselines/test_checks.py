@@ -101,7 +101,7 @@ def one_rank(deltas: Sequence[LowRankDelta]) -> LowRankDelta:
         (in_place, PluginError, "changes the adapters that it is given"),
         (stateful, PluginError, "different bytes for the same seed"),
         (global_generator, PluginError, "different bytes for the same seed"),
-        (one_rank, RuntimeError, "size"),  # ranks differ in the battery's pair
+        (one_rank, PluginError, "RuntimeError: The size"),  # ranks differ in the battery's pair
     ],
 )
 def test_fails_a_broken_layer_method(
