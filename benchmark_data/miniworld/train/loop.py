@@ -77,8 +77,8 @@ def muon_and_adam(
 ) -> tuple[dict[str, torch.optim.Optimizer], dict[str, float]]:
     """Muon for the matrices between a network's layers, AdamW for all else, and their rates.
 
-    Text encoders are all else: under Muon their output grew to norms of 300 around the one word
-    that mattered most, and the attention on it saturated, so that further words were never learnt.
+    Text encoders are all else: under Muon their output grew to norms of 230 from the one word on
+    that mattered most, and words added to the captions later were never learnt.
     """
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
