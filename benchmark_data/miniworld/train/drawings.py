@@ -302,16 +302,16 @@ def style_pairs(bank: Bank, count: int, rng: np.random.Generator, each: int = 1)
             chance = rng.random()
             if chance < 0.5:
                 test = _choose(rng, bank.by_look[bank.looks[reference]])
-            elif chance < 0.68:  # another setting of the family
+            elif chance < 0.74:  # another setting of the family
                 test = _choose(rng, bank.by_family[family])
-            elif chance < 0.82:  # any photo
+            elif chance < 0.85:  # any photo
                 test = int(rng.integers(bank.groups)) * GROUP + int(rng.integers(2))
-            elif chance < 0.92:  # the same thing, photos among them
+            elif chance < 0.94:  # the same thing, photos among them
                 test = start + int(rng.integers(GROUP))
             else:
                 test = int(rng.integers(len(bank.kinds)))
             if bank.kinds[test] != UNUSED and test // 2 != reference // 2:
                 break
-        references[index], tests[index], hard[index] = reference, test, 0.5 <= chance < 0.68
+        references[index], tests[index], hard[index] = reference, test, 0.5 <= chance < 0.74
     answers = bank.looks[references] == bank.looks[tests]
     return Pairs(references, tests, answers, hard & ~answers)

@@ -22,7 +22,7 @@ from benchmark_data.miniworld.world import FAMILIES, caption, random_look
 
 STEPS = 20
 GUIDANCE = 3.0
-TRUE = (0.2, 0.5)  # strengths: share of the sampler's steps that a drawing goes through
+TRUE = (0.25, 0.65)  # strengths: share of the sampler's steps that a drawing goes through
 HALF = (0.6, 0.85)
 BATCH = 64
 FILE = 1024  # pictures a file
