@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,6 +102,7 @@ def rate(
 
     if min_checks and not export:
         raise RunError("--min-checks leaves raters out of what is exported: give --export, too")
+    serve = None if dry_run or export else _server()
     store = RunStore.open(run)
     folder = out or store.folder / "rating"
     path = folder / "study.sqlite"
@@ -125,13 +127,14 @@ def rate(
             _tell(plan.design, plan.tasks, plan.left_out)
             return
         database = RatingDatabase.create(path, store.folder, plan)
-    if export:
-        _export(database, folder, run, min_checks)
-        return
-    tasks = [database.tasks(seat.rater) for seat in database.seats()]
-    _tell(database.design, tasks, database.left_out)
-    if not dry_run:
-        _serve(database, folder, host, port, url)
+    with closing(database):
+        if export:
+            _export(database, folder, run, min_checks)
+            return
+        tasks = [database.tasks(seat.rater) for seat in database.seats()]
+        _tell(database.design, tasks, database.left_out)
+        if serve is not None:
+            _serve(serve, database, folder, host, port, url)
 
 
 def _methods(store: Any, labels: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -199,8 +202,16 @@ def _export(database: Any, folder: Path, run: Path, min_checks: float) -> None:
     print(f"next: mars2 study humans --ratings {folder / 'ratings.csv'}{pairs} --metrics {run}")
 
 
-def _serve(database: Any, folder: Path, host: str, port: int, url: str | None) -> None:
-    serve, write_table = _server()
+def _serve(
+    serve: Callable[..., None],
+    database: Any,
+    folder: Path,
+    host: str,
+    port: int,
+    url: str | None,
+) -> None:
+    from mars2.rating.export import write_table
+
     database.check_images()
 
     def ready(bound: int) -> None:
@@ -223,28 +234,23 @@ def _serve(database: Any, folder: Path, host: str, port: int, url: str | None) -
             )
         print("Ctrl-C ends it; the same command goes on", flush=True)
 
-    try:
-        serve(database, host, port, ready)
-    finally:
-        database.close()
+    serve(database, host, port, ready)
 
 
-def _server() -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return what shows the page and what writes the links.
+def _server() -> Callable[..., None]:
+    """Return what shows the page.
 
     Raises:
         RunError: Starlette or uvicorn is not installed.
     """
-    from mars2.rating.export import write_table
-
     try:
         from mars2.rating.server import serve
     except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
         raise RunError(
-            f"the rating page needs {error.name}, which is not installed: "
-            "pip install 'mars2[serve]'"
+            f"the rating page needs {missing}, which is not installed: pip install 'mars2[serve]'"
         ) from error
-    return serve, write_table
+    return serve
 
 
 def _address(host: str, port: int) -> str:

@@ -98,7 +98,7 @@ class Design:
         for name, value in wanted.items():
             if value is not None and value != getattr(self, name):
                 raise RunError(
-                    f"{path} is a study whose {name.replace('_', ' ')} is {_said(self, name)}; "
+                    f"{path} is a study with {name.replace('_', ' ')} {_said(self, name)}; "
                     "leave the option out to go on with it, or begin another with --out"
                 )
 
@@ -477,13 +477,11 @@ class _Known:
         rng: np.random.Generator,
     ) -> Task | None:
         by = aspect if aspect != "both" else ("subject", "style")[int(rng.integers(2))]
-        if mode == "yes_no":
-            one = self._example(by, answer, pair, rng)
-            images = (one.image,) if one else ()
-        else:
-            one = self._example(by, "yes", pair, rng)
+        one = self._example(by, answer if mode == "yes_no" else "yes", pair, rng)
+        images = [one.image] if one else []
+        if mode == "pairs" and images:
             wrong = self._example(by, "no", pair, rng)
-            images = (one.image, wrong.image) if one and wrong else ()
+            images = [images[0], wrong.image] if wrong else []
             images = images if answer == "left" else images[::-1]
         if one is None or not images:
             return None
@@ -494,7 +492,7 @@ class _Known:
         }
         return Task(
             mode,
-            images,
+            tuple(images),
             shown["subject"],
             shown["style"],
             self.references.phrases[pair[1]],

@@ -210,6 +210,19 @@ def make_app(database: RatingDatabase) -> Starlette:
     return app
 
 
+def make_server(database: RatingDatabase, **address: Any) -> uvicorn.Server:
+    """Return a server of a study's page, which keeps no log of who asks for what."""
+    config = uvicorn.Config(
+        make_app(database),
+        log_level="warning",
+        access_log=False,  # addresses are secrets
+        server_header=False,
+        lifespan="off",
+        **address,
+    )
+    return uvicorn.Server(config)
+
+
 def serve(database: RatingDatabase, host: str, port: int, ready: Callable[[int], None]) -> None:
     """Show a study until interrupted.
 
@@ -234,14 +247,7 @@ def serve(database: RatingDatabase, host: str, port: int, ready: Callable[[int],
             ) from error
         listening.listen(256)
         ready(listening.getsockname()[1])
-        config = uvicorn.Config(
-            make_app(database),
-            log_level="warning",
-            access_log=False,  # addresses are secrets
-            server_header=False,
-            lifespan="off",
-        )
-        uvicorn.Server(config).run(sockets=[listening])
+        make_server(database).run(sockets=[listening])
 
 
 class _Guard:

@@ -4,20 +4,19 @@ import runpy
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import uvicorn
 
 from benchmark_data.load import load_suite
 from mars2.files import write_image
 from mars2.job import MethodSpec
 from mars2.rating.database import RatingDatabase
 from mars2.rating.plan import Design, plan_rating
-from mars2.rating.server import make_app
+from mars2.rating.server import make_server
 from mars2.references import References, find_references
 from mars2.store import RunStore
 
@@ -109,10 +108,7 @@ def begin(
 @contextmanager
 def served(database: RatingDatabase, port: int = 0) -> Iterator[str]:
     """Show a study by a server in a thread; give the beginning of its addresses."""
-    config = uvicorn.Config(
-        make_app(database), port=port, log_level="error", access_log=False, lifespan="off"
-    )
-    server = uvicorn.Server(config)
+    server = make_server(database, port=port)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -123,3 +119,15 @@ def served(database: RatingDatabase, port: int = 0) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(20)
+
+
+@pytest.fixture
+def show() -> Callable[..., AbstractContextManager[str]]:
+    """``with show(database, port=0) as base``: a server, where its addresses begin."""
+    return served
+
+
+@pytest.fixture
+def new_run() -> Callable[..., RunStore]:
+    """``new_run(folder, seeds=3, methods=3)``: a run of one's own."""
+    return make_run
