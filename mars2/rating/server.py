@@ -5,6 +5,7 @@ rater's own. Without a right one there is nothing. What the browser gets names n
 seed or truth; images are known by random keys and are drawn anew, without what their files say.
 """
 
+import contextlib
 import functools
 import io
 import json
@@ -247,7 +248,8 @@ def serve(database: RatingDatabase, host: str, port: int, ready: Callable[[int],
             ) from error
         listening.listen(256)
         ready(listening.getsockname()[1])
-        make_server(database).run(sockets=[listening])
+        with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn once it has ended
+            make_server(database).run(sockets=[listening])
 
 
 class _Guard:

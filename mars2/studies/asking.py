@@ -98,11 +98,14 @@ def plan_variants(others: Mapping[str, str] | None = None, *, forms: bool = True
         Variant("picture", "JPEG 75", usual, change=jpeg(75)),
         Variant("picture", "JPEG 30", usual, change=jpeg(30)),
         Variant("picture", "half size", usual, change=halved),
-        *(Variant("temperature", f"draw {k} at 1", usual, draw=k) for k in range(1, DRAWS + 1)),
+        *(Variant("temperature", f"draw {k}", usual, draw=k) for k in range(1, DRAWS + 1)),
         Variant("wrong reference", "wrong reference", usual, wrong=True),
     ]
     others = others or {}
-    variants += [Variant(family, name, usual, judge=name) for name, family in others.items()]
+    variants += [
+        Variant(family, name if family == "judge" else f"{family} {name}", usual, judge=name)
+        for name, family in others.items()
+    ]
     return variants
 
 

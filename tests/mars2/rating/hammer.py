@@ -26,13 +26,14 @@ ANSWERS = {"yes_no": ("yes", "no"), "pairs": ("left", "right", "tie", "both_bad"
 
 @dataclass
 class Outcome:
-    """What happened: answers meant, acknowledged and sent, and kills."""
+    """What happened: answers meant, acknowledged and sent, kills, and the exit code in the end."""
 
     meant: dict[tuple[str, int, str], str]
     acknowledged: int
     sent: int
     kills: int
     seconds: float
+    code: int = -1
 
 
 def start(run: Path, out: Path, port: int, options: Sequence[str]) -> subprocess.Popen[str]:
@@ -46,12 +47,12 @@ def start(run: Path, out: Path, port: int, options: Sequence[str]) -> subprocess
     raise RuntimeError(f"the server ended with {process.wait()}")
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    """Kill a server as the kernel would."""
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def end(process: subprocess.Popen[str], by: signal.Signals) -> int:
+    """End a server, and return its exit code."""
+    process.send_signal(by)
     assert process.stdout is not None
     process.stdout.close()
+    return process.wait()
 
 
 def meant(token: str, position: int, aspect: str, mode: str) -> str:
@@ -103,7 +104,7 @@ def hammer(
         for number in range(kills):
             while not total or outcome.acknowledged < total * (number + 1) / (kills + 1):
                 await asyncio.sleep(0.005)
-            kill(process)
+            await asyncio.to_thread(end, process, signal.SIGKILL)
             outcome.kills += 1
             process = await asyncio.to_thread(start, run, out, port, ())
 
@@ -116,7 +117,7 @@ def hammer(
     try:
         asyncio.run(everything())
     finally:
-        kill(process)
+        outcome.code = end(process, signal.SIGINT)
     outcome.seconds = time.monotonic() - began
     return outcome
 

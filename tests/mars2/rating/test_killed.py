@@ -22,6 +22,7 @@ def test_nothing_is_lost_or_double(new_run: Callable[..., RunStore], tmp_path: P
     options = ["--mode", "both", "--aspects", "subject,style", "--check-every", "10"]
     outcome = hammer.hammer(run, out, raters=12, kills=2, options=options)
     assert outcome.kills == 2
+    assert outcome.code == 0  # of Ctrl-C
     assert outcome.sent >= outcome.acknowledged == len(outcome.meant)
     assert hammer.differences(run, out, outcome) == []
     database = RatingDatabase(out / "study.sqlite", run)

@@ -35,6 +35,7 @@ def page(browser: Browser) -> Iterator[Page]:
     """A page that fails the test if anything goes wrong or is asked of another server."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
+    page.set_default_timeout(120_000)  # a busy machine is no fault of the page
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on(
@@ -271,6 +272,7 @@ def test_no_one_is_shut_out(
         bypass_csp=True,  # for axe only
     )
     page = context.new_page()
+    page.set_default_timeout(120_000)
 
     def check(fits: bool = False) -> None:
         page.wait_for_timeout(50)

@@ -154,10 +154,10 @@ def test_an_unsure_judge_flips_when_it_draws_and_a_sure_one_does_not(
         return Verdict(True, chances[question.aspect], None, "Yes")
 
     result = study(made, references, ScriptedJudge(answer))
-    flips = [row(result, "variants", f"subject: draw {k} at 1")["flips"].value for k in (1, 2, 3)]
+    flips = [row(result, "variants", f"subject: draw {k}")["flips"].value for k in (1, 2, 3)]
     assert len(set(flips)) > 1  # each draw is its own
     assert np.mean(flips) == pytest.approx(0.4, abs=0.2)
-    assert row(result, "variants", "style: draw 1 at 1")["flips"].value == 0
+    assert row(result, "variants", "style: draw 1")["flips"].value == 0
     assert row(result, "families", "style: temperature")["all alike"].value == 1
 
 
@@ -188,7 +188,7 @@ def test_other_judges_are_loaded_when_they_are_asked_one_at_a_time(
         resamples=10,
     )
     assert loaded == ["bfloat16", "pad"]
-    assert row(result, "variants", "subject: bfloat16")["flips"].value == 0
-    assert row(result, "variants", "subject: pad")["flips"].value == 1
+    assert row(result, "variants", "subject: dtype bfloat16")["flips"].value == 0
+    assert row(result, "variants", "subject: layout pad")["flips"].value == 1
     assert row(result, "families", "style: layout")["other top"] == 0
     assert set(result.inputs["others"]) == {"bfloat16", "pad"}
