@@ -254,9 +254,7 @@ def test_answers_that_were_not_sent_are_when_the_page_is_opened_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("scheme", "width", "height"), [("light", 1280, 800), ("dark", 380, 720), ("dark", 1280, 720)]
-)
+@pytest.mark.parametrize(("scheme", "width", "height"), [("light", 1280, 800), ("dark", 380, 720)])
 def test_no_one_is_shut_out(
     begin: Begin, show: Show, browser: Browser, scheme: str, width: int, height: int
 ):
