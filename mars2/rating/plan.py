@@ -177,11 +177,6 @@ class Plan:
     examples: tuple[Example, ...]
     left_out: int = 0
 
-    @property
-    def minutes(self) -> float:
-        """How long the rater with most to do is expected to take."""
-        return max(sum(task.seconds for task in own) for own in self.tasks) / 60
-
 
 def default_methods(store: RunStore) -> tuple[str, ...]:
     """Return the labels of the methods that merge, which controls do not."""
