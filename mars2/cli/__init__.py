@@ -11,7 +11,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from mars2 import __version__
-from mars2.cli import cache, data, demo, inspect_file, judge, ls, merge, run, score, study, train
+from mars2.cli import (
+    cache,
+    data,
+    demo,
+    inspect_file,
+    judge,
+    ls,
+    merge,
+    rate,
+    run,
+    score,
+    study,
+    train,
+)
 from mars2.quiet import VERBOSE_VARIABLE, silence_libraries
 
 PUBLIC_ERRORS = (
@@ -72,6 +85,7 @@ app.command()(run.run)
 app.command()(score.score)
 app.command()(score.report)
 app.command()(demo.demo)
+app.command()(rate.rate)
 app.command()(merge.merge)
 app.command()(inspect_file.inspect)
 app.add_typer(train.app, name="train")

@@ -1,5 +1,6 @@
 """`mars2 study`: is the measure right, and what do the methods do?"""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from mars2.cli.options import (
     JudgeTimeout,
     Layout,
     SuiteName,
+    parse_dtype,
 )
 from mars2.job import RunError
 from mars2.store import RunStore
@@ -309,6 +311,14 @@ def prompts(
         list[str] | None,
         typer.Option(help="Another judge, NAME:MODEL, asked in the usual way; repeat it."),
     ] = None,
+    other_dtype: Annotated[
+        list[str] | None,
+        typer.Option(help="Ask the same judge also in this dtype; repeat it."),
+    ] = None,
+    other_layout: Annotated[
+        list[str] | None,
+        typer.Option(help="Ask the same judge also in this layout; repeat it."),
+    ] = None,
     forms: Annotated[
         bool, typer.Option(help="Ask for explanations and scores, too, which takes long.")
     ] = True,
@@ -333,25 +343,40 @@ def prompts(
 
     from benchmark_data.load import load_suite
     from mars2.judge_check import plan_controls
-    from mars2.judges import ServerSettings, load_judge
+    from mars2.judges import ServerSettings, identify_judge, load_judge
     from mars2.judges.cached import AnswerCache, CachedJudge
     from mars2.references import find_references
-    from mars2.studies.prompts import plan_study, study_prompts
+    from mars2.studies.asking import plan_study
+    from mars2.studies.prompts import study_prompts
 
     store = RunStore.open(run)
     references = find_references(store, suite)
     loaded = load_suite(_suite_of(store, suite))
     controls = plan_controls(loaded, per_concept=known) if known else ()
-    plan = plan_study(store, references, controls, images=images, others=other or (), forms=forms)
+    server = ServerSettings(base_url or "", judge_timeout, judge_concurrency, judge_retries)
+    name = judge or loaded.models.judge
+    same: dict[str, Any] = {"dtype": dtype, "device": device, "layout": layout, "server": server}
+    changed = {
+        **{one: ("judge", {**same, "layout": "anyres"}) for one in other or ()},
+        **{one: ("dtype", {**same, "dtype": parse_dtype(one)}) for one in other_dtype or ()},
+        **{one: ("layout", {**same, "layout": one}) for one in other_layout or ()},
+    }
+    usual = identify_judge(name, **same) if changed else None
+    others = {}
+    for label, (family, settings) in changed.items():
+        spec = label if family == "judge" else name
+        if usual is not None and identify_judge(spec, **settings) == usual:
+            raise RunError(f"{label} is no other {family}: {usual} is asked anyway")
+        others[label] = partial(load_judge, spec, **settings, cache=True)
+    families = {label: family for label, (family, _) in changed.items()}
+    plan = plan_study(store, references, controls, images=images, others=families, forms=forms)
+    ways = sum(not one.draw for one in (*plan.variants, *plan.crossed))
     print(
-        f"{len(plan.samples)} images, {len(plan.variants) + len(plan.crossed)} ways to ask: "
-        f"{plan.questions} questions",
+        f"{len(plan.samples)} images, {ways} ways to ask: {plan.questions} questions",
         file=sys.stderr,
     )
     if dry_run:
         return
-    server = ServerSettings(base_url or "", judge_timeout, judge_concurrency, judge_retries)
-    name = judge or loaded.models.judge
     asked = load_judge(name, dtype=dtype, device=device, layout=layout, server=server)
     with tqdm(total=plan.questions, desc="ask", unit="question", disable=None) as bar:
         result = study_prompts(
@@ -360,10 +385,7 @@ def prompts(
             CachedJudge(asked, AnswerCache()),
             references,
             fresh=asked,
-            others={
-                one: load_judge(one, dtype=dtype, device=device, server=server, cache=True)
-                for one in other or ()
-            },
+            others=others,
             resamples=resamples,
             seed=seed,
             progress=lambda count: (bar.update(count), None)[1],

@@ -12,8 +12,10 @@ from mars2.judges.prompts import TEMPLATES, choose, load_templates
 from mars2.judges.scripted import ScriptedJudge
 from mars2.references import References
 from mars2.store import RunStore
-from mars2.studies.prompts import PARAPHRASES, plan_study, sign_test, study_prompts
+from mars2.studies.asking import PARAPHRASES, drawn, plan_study
+from mars2.studies.prompts import study_prompts
 from mars2.studies.result import Result
+from mars2.studies.robustness import sign_test
 from mars2.studies.variance import components, dependability
 
 
@@ -129,3 +131,64 @@ def test_a_judge_that_hangs_on_a_wording_is_found_out(made: RunStore, references
     assert row(result, "truth", "subject: usual")["right"].value == 0.5
     assert "wording 3" in result.text
     assert {"components", "decisions"} <= {sheet.name for sheet in result.sheets}
+
+
+def test_draws_follow_the_chances():
+    def certain(p: float | None) -> Verdict:
+        return Verdict(True, p, None, "")
+
+    rng = np.random.default_rng(0)
+    said = drawn([certain(p) for p in (1.0, 0.0, None)] + [certain(0.25)] * 4000, rng)
+    assert [one.answer for one in said[:3]] == [True, False, None]
+    share = np.mean([one.answer for one in said[3:]])
+    assert share == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 4000) ** 0.5)
+    assert {one.p_yes for one in said} == {None}  # a gap is between answers
+
+
+def test_an_unsure_judge_flips_when_it_draws_and_a_sure_one_does_not(
+    made: RunStore, references: References
+):
+    chances = {"subject": 0.6, "style": 1.0}
+
+    def answer(question: Question) -> Verdict:
+        return Verdict(True, chances[question.aspect], None, "Yes")
+
+    result = study(made, references, ScriptedJudge(answer))
+    flips = [row(result, "variants", f"subject: draw {k}")["flips"].value for k in (1, 2, 3)]
+    assert len(set(flips)) > 1  # each draw is its own
+    assert np.mean(flips) == pytest.approx(0.4, abs=0.2)
+    assert row(result, "variants", "style: draw 1")["flips"].value == 0
+    assert row(result, "families", "style: temperature")["all alike"].value == 1
+
+
+def test_a_judge_without_chances_draws_nothing(made: RunStore, references: References):
+    result = study(made, references, ScriptedJudge.from_table({"subject": "Yes", "style": "No"}))
+    kinds = {line[1] for sheet in result.sheets if sheet.name == "variants" for line in sheet.rows}
+    assert "temperature" not in kinds
+    assert "picture" in kinds
+
+
+def test_other_judges_are_loaded_when_they_are_asked_one_at_a_time(
+    made: RunStore, references: References
+):
+    loaded: list[str] = []
+
+    def load(name: str, answer: str) -> ScriptedJudge:
+        loaded.append(name)
+        return ScriptedJudge.from_table({"subject": answer, "style": answer})
+
+    plan = plan_study(made, references, images=14, others={"bfloat16": "dtype", "pad": "layout"})
+    assert loaded == []
+    result = study_prompts(
+        made,
+        plan,
+        ScriptedJudge.from_table({"subject": "Yes", "style": "Yes"}),
+        references,
+        others={"bfloat16": lambda: load("bfloat16", "Yes"), "pad": lambda: load("pad", "No")},
+        resamples=10,
+    )
+    assert loaded == ["bfloat16", "pad"]
+    assert row(result, "variants", "subject: dtype bfloat16")["flips"].value == 0
+    assert row(result, "variants", "subject: layout pad")["flips"].value == 1
+    assert row(result, "families", "style: layout")["other top"] == 0
+    assert set(result.inputs["others"]) == {"bfloat16", "pad"}
