@@ -51,6 +51,7 @@ class HyperTraining:
         reads: "columns", as the paper, or "features" of them, which serve any width.
         single_input: Whether all widths share one input layer; the released code has one for each.
         attention: Whether the columns of a layer see each other; the paper's do not.
+        whole_matrix: Whether all columns of a layer share their coefficients; the paper's do not.
         regularizer: See ``baselines.merging_loss.regularize``.
         lambda_: The regularizer's weight; the paper's.
         gradient_checkpointing: Trade time for memory.
@@ -71,6 +72,7 @@ class HyperTraining:
     reads: Reads = "columns"
     single_input: bool = False
     attention: bool = False
+    whole_matrix: bool = False
     regularizer: Regularizer = "abs_cos"
     lambda_: float = 0.01
     gradient_checkpointing: bool = False
@@ -126,6 +128,7 @@ def train_hypernetwork(
         reads=settings.reads,
         single_input=settings.single_input,
         attention=settings.attention,
+        whole_matrix=settings.whole_matrix,
         seed=settings.seed,
     ).to(denoiser.device)
     parameters = dict(network.named_parameters())
@@ -252,7 +255,7 @@ def _fingerprint(
     kept = dataclasses.asdict(settings)
     for harmless in ("steps", "save_every", "adapters_in_memory", "gradient_checkpointing"):
         del kept[harmless]
-    for variant in ("reads", "single_input", "attention"):
+    for variant in ("reads", "single_input", "attention", "whole_matrix"):
         if kept[variant] == getattr(HyperTraining, variant):
             del kept[variant]  # states from before there were variants are gone on with
     concepts = [

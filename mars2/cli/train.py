@@ -221,6 +221,9 @@ def hypernet(
     attention: Annotated[
         bool | None, typer.Option(help="Let the columns of a layer see each other.")
     ] = None,
+    whole_matrix: Annotated[
+        bool | None, typer.Option(help="One pair of coefficients a layer, not one a column.")
+    ] = None,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out concepts without adapter or image.")
     ] = False,
@@ -259,6 +262,7 @@ def hypernet(
         "reads": reads,
         "single_input": single_input,
         "attention": attention,
+        "whole_matrix": whole_matrix,
         "seed": seed,
         "gradient_checkpointing": gradient_checkpointing,
     }
