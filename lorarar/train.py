@@ -190,6 +190,50 @@ def train_hypernetwork(
     return network.requires_grad_(False).eval()
 
 
+def held_out_loss(
+    denoiser: Denoiser,
+    network: HyperNetwork,
+    pairs: Sequence[TrainingPair],
+    *,
+    draws: int = 8,
+    batch_size: int = 4,
+    seed: int = 0,
+) -> float:
+    """The merging loss without its regularizer, averaged over pairs that were not trained on.
+
+    Images, timesteps and noise depend on the seed and the pair alone, so that the losses of two
+    networks on the same pairs are paired.
+
+    Args:
+        denoiser: The frozen base model of the adapters.
+        network: A trained hypernetwork, on the denoiser's device.
+        pairs: At least one.
+        draws: Batches a pair.
+        batch_size: Images of the subject, and of the style, a batch.
+        seed: Of the draws.
+    """
+    encoded = _Encoded(denoiser)
+    total = 0.0
+    for pair in pairs:
+        subject, style = (
+            load_adapter(concept.adapter).to(device=denoiser.device)
+            for concept in (pair.subject, pair.style)
+        )
+        with torch.no_grad():
+            coefficients = network(subject, style)
+            for draw in range(draws):
+                batch = draw_batch(
+                    denoiser,
+                    encoded.get(pair.subject),
+                    encoded.get(pair.style),
+                    batch_size,
+                    generator_for(seed, "held out", pair.subject.id, pair.style.id, draw),
+                )
+                loss = merging_loss(batch, subject, style, coefficients, default=network.kv_weight)
+                total += (loss.subject + loss.style).item()
+    return total / (len(pairs) * draws)
+
+
 class _Adapters:
     """The adapters used last, loaded."""
 
