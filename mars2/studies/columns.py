@@ -113,24 +113,24 @@ def study_columns(scored: Scored, inputs: Mapping[str, object] | None = None) ->
         inputs: For study.json.
     """
     arms = scored.arms()
-    rows: list[tuple[Value, ...]] = []
-    for arm in arms:
-        own = scored.of(arm)
-        rows.append((arm, VARIANTS[arm].told, len(own), *scored.cells(arm), *_costs(scored, arm)))
-    for name in UNTRAINED:
-        rows.append((name, "untrained", 0, *scored.cells_of_method(name), *[None] * 4))  # noqa: PERF401
+    rows: list[tuple[Value, ...]] = [(arm, len(scored.of(arm)), *scored.cells(arm)) for arm in arms]
+    rows += [(name, 0, *scored.cells_of_method(name)) for name in UNTRAINED]
     others = [arm for arm in arms if arm != PAPER]
     head = ("variant",)
     sheets = (
         Sheet(
-            "scores", "Scores of the variants",
-            (*head, "what it is", "trainings", *SCORE_COLUMNS, *_COSTS), rows,
-            (*head, *scored.shown, *_COSTS[1:]),
-            (scored.note, f"{scored.budget} val loss: merging loss on the suite's val pairs, "
-             "without the regularizer. seconds: median of a step times the steps, on this machine "
-             "with whatever else it did. parameters: of the network.",
-             "; ".join(f"{arm}: {VARIANTS[arm].told}" for arm in arms) + "."),
-            {**SHARES, "seconds": seconds, "parameters": lambda value: count(int(value))},
+            "scores", "Scores of the variants", (*head, "trainings", *SCORE_COLUMNS), rows,
+            (*head, *scored.shown), (scored.note,), SHARES,
+        ),
+        Sheet(
+            "budget", "What the variants are and take",
+            (*head, "what it is", "loss", "val loss", "seconds", "parameters"),
+            [(arm, VARIANTS[arm].told, *_costs(scored, arm)) for arm in arms],
+            (*head, "what it is", "val loss", "seconds", "parameters"),
+            (f"{scored.budget} val loss: merging loss on the suite's val pairs, without the "
+             "regularizer. seconds: median of a step times the steps, on this machine with all "
+             "that it did. Means over the trainings.",),
+            {"seconds": seconds, "parameters": lambda value: count(int(value))},
         ),
         Sheet(
             "differences", f"Against the paper's network ({PAPER}), image by image",
@@ -148,9 +148,6 @@ def study_columns(scored: Scored, inputs: Mapping[str, object] | None = None) ->
         "columns", "Do columns need coefficients of their own, and alone?", _text(scored, others),
         sheets, {"columns": _figure(scored)}, {"judge": scored.judge, **(inputs or {})},
     )  # fmt: skip
-
-
-_COSTS = ("loss", "val loss", "seconds", "parameters")
 
 
 def _costs(scored: Scored, arm: str) -> tuple[Value, ...]:

@@ -237,17 +237,19 @@ def _scores(scored: Scored, sizes: Sequence[Size], names: Names, head: tuple[str
         own = scored.of(size.arm)
         losses = mean_of([one.loss for one in own]), mean_of([one.val_loss for one in own])
         concepts = f"{size.subjects} x {size.styles}"
-        rows.append((*names(size.arm), concepts, len(own), *scored.cells(size.arm), *losses))
+        order = "" if len(size.orders) > 1 else f" {size.orders[0]}"
+        what = f"{size.pairs}{order}, {concepts}"
+        cells = scored.cells(size.arm)
+        rows.append((what, *names(size.arm), concepts, len(own), *cells, *losses))
     for name in UNTRAINED:
-        rows.append((name, "", "", 0, *scored.cells_of_method(name), None, None))  # noqa: PERF401
+        rows.append((name, *[""] * 3, 0, *scored.cells_of_method(name), None, None))  # noqa: PERF401
     return Sheet(
         "scores", "Scores by number of train pairs",
-        (*head, "concepts", "trainings", *SCORE_COLUMNS, "loss", "val loss"), rows,
-        (*head, "concepts", *scored.shown, "val loss"),
+        ("trained on", *head, "concepts", "trainings", *SCORE_COLUMNS, "loss", "val loss"), rows,
+        ("trained on", *scored.shown),
         (scored.note,
-         "wide: from as many subjects x styles as there are; narrow: all pairs of few; any: both "
-         f"orders give these pairs. {scored.budget} val loss: merging loss on the suite's val "
-         "pairs, without the regularizer."),
+         "trained on: number of pairs, and subjects x styles in them; wide: of as many as there "
+         f"are; narrow: all pairs of few. {scored.budget}"),
         SHARES,
     )  # fmt: skip
 
@@ -260,7 +262,9 @@ def _differences(scored: Scored, sizes: Sequence[Size]) -> Sheet:
         for smaller, larger in itertools.pairwise(_line(sizes, order))
     ]
     compared += [(f"{one.pairs} pairs: wide - narrow", one, other) for one, other in _forks(sizes)]
-    rows = [(what, *scored.cells(one.arm, other.arm)) for what, one, other in compared]
+    rows: list[tuple[Value, ...]] = [
+        (what, *scored.cells(one.arm, other.arm)) for what, one, other in compared
+    ]
     return Sheet(
         "differences", "Differences, image by image", ("difference", *SCORE_COLUMNS), rows,
         ("difference", *scored.shown),
@@ -301,6 +305,12 @@ def _text(
         sentences.append(
             "At the same number of pairs, many concepts against few make a difference of "
             f"{'; '.join(tellings)}."
+        )
+    losses = [mean_of(scored.losses(size.arm)) for size in (smallest, largest)]
+    if None not in losses:
+        sentences.append(
+            f"The loss on the val pairs is {losses[1]:.4f} with {largest.pairs} and "
+            f"{losses[0]:.4f} with {smallest.pairs}."
         )
     sentences += [
         scored.untrained_in_words(),

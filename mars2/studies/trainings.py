@@ -162,7 +162,7 @@ class Workshop:
             folder / NETWORK,
             Provenance(self.suite.name, self.suite.revision, training.settings.steps),
         )
-        result = {
+        result: dict[str, Any] = {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "seconds": _median_step(times, training.settings.steps),
             "loss": float(losses[-max(1, len(losses) // 10) :].mean()),

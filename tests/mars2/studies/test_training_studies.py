@@ -190,7 +190,7 @@ def test_scaling_by_hand(tmp_path: Path):
     assert scores[4, "wide"]["joint over pairs"].value == 0.5
     assert scores[4, "wide"]["concepts"] == "3 x 3"
     assert scores[9, "any"]["val loss"] == pytest.approx(0.75)  # of 0.25 and 1.25
-    assert scores["direct_sum", ""]["joint over pairs"].value == 0
+    assert scores["", ""]["joint over pairs"].value == 0
     gaps = {
         row["difference"]: row["joint over pairs"].value for row in sheet(result, "differences")
     }
@@ -214,7 +214,7 @@ def test_columns_by_hand(tmp_path: Path):
     result = study_columns(scored(tmp_path, table))
     gaps = {row["variant"]: row["joint over pairs"] for row in sheet(result, "differences")}
     assert {name: gap.value for name, gap in gaps.items()} == {"attention": 0.5, "q": 0.0}
-    row = sheet(result, "scores")[0]
+    row = sheet(result, "budget")[0]
     assert (row["parameters"], row["seconds"], row["val loss"]) == (100, 1.5, 0.25)
     assert "Of these 2 intervals none leaves out 0" in result.text
     assert "one training tells nothing of others" in result.text
