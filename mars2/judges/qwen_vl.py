@@ -95,13 +95,14 @@ class _Seen:
 
 @dataclass(frozen=True)
 class _Row:
-    """A question from its test image on."""
+    """A question in tokens; its first `start` positions are the same for all test images."""
 
     number: int
+    question: Question
     test: _Seen
     ids: Tensor  # (positions,)
     places: Tensor  # (3, positions)
-    question: Question
+    start: int
 
 
 class QwenVlJudge:
@@ -201,29 +202,16 @@ class QwenVlJudge:
                 for number in numbers:
                     test = seen[digests[id(questions[number].test)]]
                     inputs = self._inputs(text, torch.cat([seen[reference].grid, test.grid]))
-                    # the test image begins the part that differs
-                    ids, start = inputs["input_ids"], self._test_start(inputs)
+                    ids, start = inputs["input_ids"][0], self._test_start(inputs)
                     places, _ = self.model.model.get_rope_index(**inputs)  # (3, 1, positions)
-                    rows.append(
-                        _Row(number, test, ids[0, start:], places[:, 0, start:], questions[number])
-                    )
-                    before = ids[:, :start], places[..., :start]  # the same for all
-                prefix = self._read_prefix((text, reference), seen[reference], *before)
-                for batch in self._batches(rows, prefix):
+                    rows.append(_Row(number, questions[number], test, ids, places[:, 0], start))
+                prefix = self._read_prefix((text, reference), seen[reference], rows[0])
+                for batch in self._batches(rows):
                     verdicts |= self._answer_in_room(batch, prefix)
         return [verdicts[number] for number in range(len(questions))]
 
-    def _read_prefix(
-        self, key: tuple[str, str], reference: _Seen, ids: Tensor, places: Tensor
-    ) -> Prefix:
-        """Return keys and values of all that stands before the test image.
-
-        Args:
-            key: The question and the digest of its reference.
-            reference: The reference.
-            ids: (1, positions).
-            places: (3, 1, positions).
-        """
+    def _read_prefix(self, key: tuple[str, str], reference: _Seen, row: _Row) -> Prefix:
+        """Return keys and values of all that stands before the test image, in any of its rows."""
         prefix = self._prefixes.get(key)
         if prefix is None:
             cache = DynamicCache(config=self.model.config.text_config)
@@ -231,26 +219,25 @@ class QwenVlJudge:
             def read(rows: list[Tensor]) -> list[None]:
                 self.model.model(
                     input_ids=torch.stack(rows),
-                    position_ids=places,
+                    position_ids=row.places[:, None, : row.start],
                     mm_encoder_outputs={"image": _together([reference])},
                     **{self._cache_argument: cache},
                 )
                 return [None]
 
-            halving(read, [ids[0]])
-            prefix = Prefix(cache, ids.shape[1])
+            halving(read, [row.ids[: row.start]])
+            prefix = Prefix(cache, row.start)
             self._prefixes.put(key, prefix)
         return prefix
 
-    def _batches(self, rows: Sequence[_Row], prefix: Prefix) -> Iterator[list[_Row]]:
+    def _batches(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
         """Split rows so that each batch, padded, has at most `batch_positions` positions.
 
         Rows of like length go together, so that little of a batch is padding.
         """
         batch: list[_Row] = []
         for row in sorted(rows, key=lambda row: len(row.ids)):  # so the last is the longest
-            positions = (len(batch) + 1) * (prefix.positions + len(row.ids))
-            if batch and positions > self._batch_positions:
+            if batch and (len(batch) + 1) * len(row.ids) > self._batch_positions:
                 yield batch
                 batch = []
             batch.append(row)
@@ -264,8 +251,7 @@ class QwenVlJudge:
         """
 
         def shrink(count: int) -> None:
-            longest = max(len(row.ids) for row in rows)
-            self._batch_positions = count // 2 * (prefix.positions + longest)
+            self._batch_positions = count // 2 * max(len(row.ids) for row in rows)
 
         verdicts = halving(lambda part: self._answer(part, prefix), rows, failed=shrink)
         return dict(zip([row.number for row in rows], verdicts, strict=True))
@@ -289,15 +275,16 @@ class QwenVlJudge:
 
         Rows are padded on the right, where a causal model does not look.
         """
-        ids = pad_sequence([row.ids for row in rows], batch_first=True, padding_value=self._end)
-        places = pad_sequence([row.places.T for row in rows])  # (longest, rows, 3)
+        own = [row.ids[row.start :] for row in rows]
+        ids = pad_sequence(own, batch_first=True, padding_value=self._end)  # (rows, longest)
+        places = pad_sequence([row.places[:, row.start :].T for row in rows])  # (longest, rows, 3)
         hidden = self.model.model(
             input_ids=ids,
             position_ids=places.permute(2, 1, 0),
             mm_encoder_outputs={"image": _together([row.test for row in rows])},
             **{self._cache_argument: prefix.rows(len(rows))},
         ).last_hidden_state  # (rows, longest, hidden)
-        last = torch.tensor([len(row.ids) - 1 for row in rows])
+        last = torch.tensor([len(one) - 1 for one in own])
         logits: Tensor = self.model.lm_head(hidden[torch.arange(len(rows)), last])
         return logits
 

@@ -201,7 +201,7 @@ class Scored:
         count = self.trainings
         text = (
             "95 % intervals, bootstrap. Over pairs: other test pairs, these trainings. Over "
-            "trainings: other trainings, these pairs. Over both: both drawn, rather too wide."
+            "trainings: other trainings, these pairs. Over both: both drawn, independently."
         )
         if count < 2:
             return f"{text} With one training there is only the one over pairs."
@@ -209,7 +209,8 @@ class Scored:
             held = 1 - 2 ** (1 - count)
             text += (
                 f" With {count} trainings the one over trainings is no more than their range, "
-                f"which holds the middle of all possible trainings {held:.0%} of the time."
+                f"which holds the middle of all possible trainings {held:.0%} of the time, and the "
+                "one over both is too narrow where trainings differ as much as pairs do."
             )
         return text
 

@@ -146,8 +146,8 @@ def test_refuses(call, message):
 def test_rows_and_columns_match_all_resamples_drawn_out():
     cells = {("a", "x"): [1.0, 0.5], ("a", "y"): [0.0], ("b", "y"): [0.75], ("c", "x"): [0.25]}
     means = []
-    for rows in itertools.product("abc", repeat=3):
-        for columns in itertools.product("xy", repeat=2):
+    for rows in itertools.product("abc", repeat=2):  # one less than there are
+        for columns in "xy":
             drawn = [v for r in rows for c in columns for v in cells.get((r, c), [])]
             if drawn:  # b with x alone has no value
                 means.append(np.mean(drawn))
@@ -173,8 +173,22 @@ def test_both_intervals_are_inside_that_of_rows_and_columns():
         one = cluster_mean(values, side)
         assert one.value == pytest.approx(both.value, abs=1e-12)
         assert both.high - both.low > one.high - one.low
-    # independent parts add their variances; the bootstrap counts the rest three times (Owen 2007)
-    assert (both.high - both.low) / 3.92 == pytest.approx((1 / 20 + 1 / 8) ** 0.5, rel=0.4)
+
+
+@pytest.mark.parametrize(("columns", "of_columns"), [(3, 0.0), (3, 0.1), (8, 0.1)])
+def test_the_interval_over_both_has_the_variance_of_rows_and_columns(columns, of_columns):
+    """Of 25 rows and some columns; the rest counts three times (Owen 2007)."""
+    rng = np.random.default_rng(4)
+    widths = []
+    for seed in range(40):
+        table = rng.normal(0, 0.3, (25, 1)) + rng.normal(0, of_columns, (1, columns))
+        table = table + rng.normal(0, 0.05, (25, columns))
+        rows, places = (index.ravel().tolist() for index in np.indices(table.shape))
+        found = crossed_mean(table.ravel().tolist(), rows, places, resamples=400, seed=seed)
+        widths.append(((found.high - found.low) / 3.92) ** 2)
+    expected = 0.3**2 / 25 + of_columns**2 / columns + 3 * 0.05**2 / (25 * columns)
+    # a chi-square of 2 in the worst case, 40 times: its mean is within 16 % at one deviation
+    assert np.mean(widths) == pytest.approx(expected, rel=0.35)
 
 
 def test_one_column_gives_no_interval_over_both():
