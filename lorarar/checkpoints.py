@@ -68,6 +68,7 @@ def _variant(network: HyperNetwork) -> dict[str, str]:
         "reads": network.reads,
         "single_input": json.dumps(network.single_input),
         "attention": json.dumps(network.attention is not None),
+        "whole_matrix": json.dumps(network.whole_matrix),
     }
     return {name: text for name, text in said.items() if text not in ("columns", "false")}
 
@@ -113,6 +114,7 @@ def _ours(path: Path) -> HyperNetwork:
             reads=cast(Reads, metadata.get("reads", "columns")),  # checked by the network
             single_input=json.loads(metadata.get("single_input", "false")),
             attention=json.loads(metadata.get("attention", "false")),
+            whole_matrix=json.loads(metadata.get("whole_matrix", "false")),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise AdapterError(f"{path}: its header is incomplete or damaged ({error})") from error

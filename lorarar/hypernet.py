@@ -14,7 +14,8 @@ so that dW is never built; the numbers are the same.
 
 Variants, for comparison: one input layer for all widths, shorter columns filled up with zeros;
 features of the columns instead of the columns themselves (``lorarar.features``), which serve any
-width and so any base model; attention over the columns (``lorarar.attention``); other projections.
+width and so any base model; attention over the columns (``lorarar.attention``); one pair of
+coefficients a layer, from the mean of its columns' hidden units; other projections.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class HyperNetwork(nn.Module):
         single_input: Whether all widths share one input layer.
         attention: What lets the columns of a layer see each other; None: they do not, as in the
             paper.
+        whole_matrix: Whether all columns of a layer share their coefficients, those of the mean of
+            their hidden units; the paper's have their own.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class HyperNetwork(nn.Module):
         reads: Reads = "columns",
         single_input: bool = False,
         attention: bool = False,
+        whole_matrix: bool = False,
         seed: int = 0,
     ) -> None:
         """Draw the weights from ``seed``; the coefficients start near 1, that is at the plain sum.
@@ -103,6 +107,7 @@ class HyperNetwork(nn.Module):
             sizes = {str(width): 2 * width for width in self.widths}
         self.inputs = nn.ModuleDict({name: nn.Linear(size, hidden) for name, size in sizes.items()})
         self.attention = ColumnAttention(hidden, seed=seed) if attention else None
+        self.whole_matrix = whole_matrix
         self.output = nn.Linear(hidden, 2)
         self._draw_weights(seed)
 
@@ -185,6 +190,8 @@ class HyperNetwork(nn.Module):
         hidden = torch.relu(hidden + first.bias[:, None])  # (hidden, d_in)
         if self.attention is not None:
             hidden = self.attention(hidden)
+        if self.whole_matrix:
+            hidden = hidden.mean(dim=1, keepdim=True).expand_as(hidden)
         both = self.output.weight @ hidden + self.output.bias[:, None]  # (2, d_in)
         return both[0], both[1]
 

@@ -51,6 +51,7 @@ class HyperTraining:
         reads: "columns", as the paper, or "features" of them, which serve any width.
         single_input: Whether all widths share one input layer; the released code has one for each.
         attention: Whether the columns of a layer see each other; the paper's do not.
+        whole_matrix: Whether all columns of a layer share their coefficients; the paper's do not.
         regularizer: See ``baselines.merging_loss.regularize``.
         lambda_: The regularizer's weight; the paper's.
         gradient_checkpointing: Trade time for memory.
@@ -71,6 +72,7 @@ class HyperTraining:
     reads: Reads = "columns"
     single_input: bool = False
     attention: bool = False
+    whole_matrix: bool = False
     regularizer: Regularizer = "abs_cos"
     lambda_: float = 0.01
     gradient_checkpointing: bool = False
@@ -126,6 +128,7 @@ def train_hypernetwork(
         reads=settings.reads,
         single_input=settings.single_input,
         attention=settings.attention,
+        whole_matrix=settings.whole_matrix,
         seed=settings.seed,
     ).to(denoiser.device)
     parameters = dict(network.named_parameters())
@@ -185,6 +188,50 @@ def train_hypernetwork(
             if progress is not None:
                 progress(len(losses), total)
     return network.requires_grad_(False).eval()
+
+
+def held_out_loss(
+    denoiser: Denoiser,
+    network: HyperNetwork,
+    pairs: Sequence[TrainingPair],
+    *,
+    draws: int = 8,
+    batch_size: int = 4,
+    seed: int = 0,
+) -> float:
+    """The merging loss without its regularizer, averaged over pairs that were not trained on.
+
+    Images, timesteps and noise depend on the seed and the pair alone, so that the losses of two
+    networks on the same pairs are paired.
+
+    Args:
+        denoiser: The frozen base model of the adapters.
+        network: A trained hypernetwork, on the denoiser's device.
+        pairs: At least one.
+        draws: Batches a pair.
+        batch_size: Images of the subject, and of the style, a batch.
+        seed: Of the draws.
+    """
+    encoded = _Encoded(denoiser)
+    total = 0.0
+    for pair in pairs:
+        subject, style = (
+            load_adapter(concept.adapter).to(device=denoiser.device)
+            for concept in (pair.subject, pair.style)
+        )
+        with torch.no_grad():
+            coefficients = network(subject, style)
+            for draw in range(draws):
+                batch = draw_batch(
+                    denoiser,
+                    encoded.get(pair.subject),
+                    encoded.get(pair.style),
+                    batch_size,
+                    generator_for(seed, "held out", pair.subject.id, pair.style.id, draw),
+                )
+                loss = merging_loss(batch, subject, style, coefficients, default=network.kv_weight)
+                total += (loss.subject + loss.style).item()
+    return total / (len(pairs) * draws)
 
 
 class _Adapters:
@@ -252,7 +299,7 @@ def _fingerprint(
     kept = dataclasses.asdict(settings)
     for harmless in ("steps", "save_every", "adapters_in_memory", "gradient_checkpointing"):
         del kept[harmless]
-    for variant in ("reads", "single_input", "attention"):
+    for variant in ("reads", "single_input", "attention", "whole_matrix"):
         if kept[variant] == getattr(HyperTraining, variant):
             del kept[variant]  # states from before there were variants are gone on with
     concepts = [

@@ -12,6 +12,7 @@ import typer
 
 from baselines import METHODS
 from mars2.cli import app
+from mars2.job import CONTROLS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,6 +65,25 @@ def test_every_method_and_each_of_its_options_is_explained() -> None:
             continue  # another test's
         assert name in rows
         assert [option for option in method.parameters if f"`{option}`" not in rows[name]] == []
+
+
+def test_every_method_is_in_the_track_of_what_it_is_given_and_its_paper_in_the_references() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text()
+    table = page.partition("## Tracks")[2].partition("\n## ")[0]
+    tracks = dict(re.findall(r"^\| ([\w ]+) \|.*\|(.*)\|$", table, re.MULTILINE))
+    named = {track: re.findall(r"`(\w+)`", cell) for track, cell in tracks.items()}
+    kinds = {"layer": "weights only", "adapter": "weights only", "fit": "fit", "policy": "policy"}
+    references = page.partition("## References")[2]
+    shipped = []
+    for name in METHODS.names():
+        method = METHODS.get(name)
+        if method.function.__module__.split(".")[0] not in {"baselines", "lorarar"}:
+            continue  # another test's
+        shipped.append(name)
+        track = "control" if name in CONTROLS else kinds[method.kind]
+        assert name in named["trained" if name == "lorarar" else track]
+        assert not method.paper or f"({method.paper})" in references, name
+    assert sorted(name for own in named.values() for name in own) == sorted(shipped)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

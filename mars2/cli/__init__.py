@@ -23,6 +23,7 @@ from mars2.cli import (
     run,
     score,
     study,
+    study_training,
     train,
 )
 from mars2.quiet import VERBOSE_VARIABLE, silence_libraries
@@ -92,6 +93,8 @@ app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")
 app.add_typer(judge.app, name="judge")
 app.add_typer(study.app, name="study")
+study.app.command()(study_training.scaling)
+study.app.command()(study_training.columns)
 app.add_typer(cache.app, name="cache")
 app.add_typer(ls.app, name="ls")
 

@@ -89,7 +89,7 @@ def humans(
         settings=Settings(resamples, permutations, seed, names),
         progress=lambda text: print(text, file=sys.stderr),
     )
-    _show(result, out or ratings.parent / "study-humans")
+    show_result(result, out or ratings.parent / "study-humans")
 
 
 def _suite_of(store: RunStore, suite: str | None) -> str:
@@ -104,7 +104,7 @@ def _suite_of(store: RunStore, suite: str | None) -> str:
     return name
 
 
-def _show(result: Any, folder: Path) -> None:
+def show_result(result: Any, folder: Path) -> None:
     """Print and write a `mars2.studies.result.Result`, whose module imports matplotlib."""
     from rich.console import Console
     from rich.markdown import Markdown
@@ -152,7 +152,7 @@ def agreement(
         else find_controls(list(scored_by(store)), store.spec.suite_revision)
     )
     result = study_agreement(store, names, known, resamples=resamples, seed=seed)
-    _show(result, out or store.folder / "studies" / "agreement")
+    show_result(result, out or store.folder / "studies" / "agreement")
 
 
 @app.command()
@@ -199,7 +199,7 @@ def failures(
         resamples=resamples,
         seed=seed,
     )
-    _show(result, out or store.folder / "studies" / "failures")
+    show_result(result, out or store.folder / "studies" / "failures")
 
 
 @app.command()
@@ -225,7 +225,7 @@ def cost(
     stores = [RunStore.open(folder) for folder in run]
     elsewhere = Elsewhere(lora_seconds, hypernetwork_seconds, judge_seconds)
     result = study_cost(stores, elsewhere, against=against)
-    _show(result, out or stores[0].folder / "studies" / "cost")
+    show_result(result, out or stores[0].folder / "studies" / "cost")
 
 
 @app.command()
@@ -264,7 +264,7 @@ def layers(
         merged = merged_by_hypernetwork(source, loaded, files, limit=limit)
         folder = Path("studies") / "layers"
         inputs = {"hypernetwork": str(source), "suite": loaded.name, "revision": loaded.revision}
-    _show(study_layers(merged, inputs), out or folder)
+    show_result(study_layers(merged, inputs), out or folder)
 
 
 @app.command()
@@ -292,7 +292,7 @@ def diversity(
         "CLIP": ClipMetric.load(clip or loaded.models.clip, device=device),
     }
     result = study_diversity(loaded, embedders, adapters or loaded.adapters)
-    _show(result, out or Path("studies") / "diversity")
+    show_result(result, out or Path("studies") / "diversity")
 
 
 @app.command()
@@ -390,4 +390,4 @@ def prompts(
             seed=seed,
             progress=lambda count: (bar.update(count), None)[1],
         )
-    _show(result, out or store.folder / "studies" / "prompts")
+    show_result(result, out or store.folder / "studies" / "prompts")

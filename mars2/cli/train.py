@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from benchmark_data.suite import Case, Concept, Suite
 from mars2.cli.options import Device, Dtype, Model, SuiteName, parse_dtype
+from mars2.cli.work import training_settings
 from mars2.job import RunError, listed
-
-T = TypeVar("T")
 
 TRAINING_KEY = "training"
 """Where the metadata of a LoRA says how it was trained, as JSON."""
@@ -68,7 +67,8 @@ def lora(
         "gradient_checkpointing": gradient_checkpointing,
     }
     wanted = {
-        one.id: _settings(LoraTraining, loaded, f"{one.role}_lora", given) for one in concepts
+        one.id: training_settings(LoraTraining, loaded, f"{one.role}_lora", given)
+        for one in concepts
     }
     base = Path(model or loaded.models.base).name
     for one in concepts:
@@ -92,7 +92,7 @@ def lora(
                 one.prompts,
                 settings,
                 checkpoint=state,
-                progress=partial(_show, bar),
+                progress=partial(show_step, bar),
             )
         told = json.dumps(_training(settings, base, one.prompts))
         save_adapter(replace(adapter, metadata={**adapter.metadata, TRAINING_KEY: told}), path)
@@ -155,7 +155,7 @@ def joint(
         "gradient_checkpointing": gradient_checkpointing,
     }
     table = "joint_lora" if "joint_lora" in loaded.training else "subject_lora"
-    settings = _settings(LoraTraining, loaded, table, given)
+    settings = training_settings(LoraTraining, loaded, table, given)
     denoiser = (
         load_denoiser(loaded, model, dtype=parse_dtype(dtype), device=device) if todo else None
     )
@@ -178,7 +178,7 @@ def joint(
                 [prompt for _, prompt in shown],
                 settings,
                 checkpoint=state,
-                progress=partial(_show, bar),
+                progress=partial(show_step, bar),
             )
         save_adapter(adapter, path)
         state.unlink(missing_ok=True)
@@ -221,6 +221,9 @@ def hypernet(
     attention: Annotated[
         bool | None, typer.Option(help="Let the columns of a layer see each other.")
     ] = None,
+    whole_matrix: Annotated[
+        bool | None, typer.Option(help="One pair of coefficients a layer, not one a column.")
+    ] = None,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out concepts without adapter or image.")
     ] = False,
@@ -259,16 +262,17 @@ def hypernet(
         "reads": reads,
         "single_input": single_input,
         "attention": attention,
+        "whole_matrix": whole_matrix,
         "seed": seed,
         "gradient_checkpointing": gradient_checkpointing,
     }
-    settings = _settings(HyperTraining, loaded, "hypernetwork", given)
+    settings = training_settings(HyperTraining, loaded, "hypernetwork", given)
     denoiser = load_denoiser(loaded, model, dtype=parse_dtype(dtype), device=device)
     state = out.with_name(f".{out.stem}.training.safetensors")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(total=settings.steps, desc=f"{len(pairs)} pairs", unit="step", disable=None) as bar:
         network = train_hypernetwork(
-            denoiser, pairs, settings, checkpoint=state, progress=partial(_show, bar)
+            denoiser, pairs, settings, checkpoint=state, progress=partial(show_step, bar)
         )
     save_checkpoint(network, out, Provenance(loaded.name, loaded.revision, settings.steps))
     state.unlink(missing_ok=True)
@@ -351,18 +355,7 @@ def _check_same(path: Path, wanted: Mapping[str, Any]) -> None:
         )
 
 
-def _show(bar: Any, step: int, loss: float) -> None:
+def show_step(bar: Any, step: int, loss: float) -> None:
+    """Move the bar of a training, a `tqdm`, to a step, with its loss."""
     bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
     bar.update(step - bar.n)
-
-
-def _settings(kind: type[T], suite: Suite, table: str, given: Mapping[str, object]) -> T:
-    """Return the settings of a training: what was given, else the suite's, else the defaults."""
-    options = {
-        **suite.training.get(table, {}),
-        **{name: value for name, value in given.items() if value is not None},
-    }
-    try:
-        return kind(**options)
-    except (TypeError, ValueError) as error:
-        raise RunError(f"{table} of suite {suite.name} cannot be trained so: {error}") from error

@@ -1,18 +1,21 @@
 """What several commands do: generate, score and report, with progress bars."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from benchmark_data.suite import Suite
 from mars2.job import Choices, RunError, plan
 from mars2.store import RUN_FILE, SCORES_FOLDER, RunStore
 
 if TYPE_CHECKING:  # it imports torch, which `--help` has no time for
     from mars2.run import Plan
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -115,13 +118,32 @@ def generate(
         save_adapters: Whether merged adapters are kept.
         scoring: How the images will be scored, to be checked before any is drawn.
     """
+    from benchmark_data.load import load_suite
+    from mars2.run import prepare
+
+    return carry_out(
+        prepare(suite, load_suite(suite), choices),
+        out,
+        batch_size=batch_size,
+        save_adapters=save_adapters,
+        scoring=scoring,
+    )
+
+
+def carry_out(
+    run_plan: "Plan",
+    out: Path,
+    *,
+    batch_size: int,
+    save_adapters: bool = False,
+    scoring: Scoring | None = None,
+) -> RunStore:
+    """Do what is not done yet of a plan, and return its store; see `generate`."""
     from tqdm import tqdm
 
-    from benchmark_data.load import load_suite
     from mars2.pipelines import SdxlPipeline
-    from mars2.run import prepare, run, save_adapters_of, unfinished, unsaved
+    from mars2.run import run, save_adapters_of, unfinished, unsaved
 
-    run_plan = prepare(suite, load_suite(suite), choices)
     check_scoring(run_plan, scoring)
     store = RunStore.create(out, run_plan.spec)
     jobs = unfinished(store, plan(run_plan.spec))
@@ -249,6 +271,18 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
                 bar.update(step.done - bar.n)
         failed += () if step is None else step.failed
     return failed
+
+
+def training_settings(kind: type[T], suite: Suite, table: str, given: Mapping[str, object]) -> T:
+    """Return the settings of a training: what was given, else the suite's, else the defaults."""
+    options = {
+        **suite.training.get(table, {}),
+        **{name: value for name, value in given.items() if value is not None},
+    }
+    try:
+        return kind(**options)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{table} of suite {suite.name} cannot be trained so: {error}") from error
 
 
 def exit_if_failed(failed: Sequence[str]) -> None:

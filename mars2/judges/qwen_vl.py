@@ -2,12 +2,13 @@
 
 The two images stand inline in the question, and are seen at their own size, as the model's image
 processor cuts them into patches. As in `llava_onevision`, an image's features and the keys and
-values of a prefix (the question up to the test image) are computed once; the rest of a question is
-one forward.
+values of a prefix (the question up to the test image) are computed once; what follows is computed
+for many test images together, each with positions of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     DynamicCache,
@@ -23,6 +25,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from mars2.judges import JudgeError, Question, Verdict
 from mars2.judges.answers import read_verdict, token_id, word_ids
@@ -45,6 +48,8 @@ SYSTEM: Mapping[str, str] = {
 }
 """What each model's own chat template begins with."""
 IMAGE_TOKEN = "<|image_pad|>"
+IMAGES_AT_ONCE = 8
+"""Images that go through the vision tower together."""
 
 
 def chat_string(question: str, system: str) -> str:
@@ -81,9 +86,23 @@ def qwen_config(folder: Path) -> tuple[str, Any]:
 
 @dataclass(frozen=True)
 class _Seen:
+    """What the language model gets of an image."""
+
     grid: Tensor  # (1, 3)
-    features: Any  # as the model's `get_image_features` gives them
-    positions: int
+    features: Tensor  # (positions, hidden)
+    deep: tuple[Tensor, ...]  # Qwen3-VL's, for its first layers: (positions, hidden) each
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A question in tokens; its first `start` positions are the same for all test images."""
+
+    number: int
+    question: Question
+    test: _Seen
+    ids: Tensor  # (positions,)
+    places: Tensor  # (3, positions)
+    start: int
 
 
 class QwenVlJudge:
@@ -95,6 +114,7 @@ class QwenVlJudge:
         tokenizer: With the tokens of the model's prompt.
         name: Name and revision.
         device: Where it computes.
+        batch_positions: Most positions (text and image tokens) computed at once.
         kept_positions: Most positions whose image features, and whose keys and values, are kept.
     """
 
@@ -108,6 +128,7 @@ class QwenVlJudge:
         *,
         name: str,
         device: str = "cpu",
+        batch_positions: int = 16384,
         kept_positions: int = 32768,
     ) -> None:
         self.model = model.to(device)
@@ -121,12 +142,13 @@ class QwenVlJudge:
         self._yes = word_ids(tokenizer, YES_WORDS, self.id)
         self._no = word_ids(tokenizer, NO_WORDS, self.id)
         self._cache_argument = cache_argument(self.model)
-        self._seen: Recent[_Seen] = Recent(kept_positions, lambda seen: seen.positions)
+        self._batch_positions = batch_positions
+        self._seen: Recent[_Seen] = Recent(kept_positions, lambda seen: len(seen.features))
         self._prefixes: Recent[Prefix] = Recent(kept_positions, lambda kept: kept.positions)
         # not the folder's, which may hold a repetition penalty and sampling
-        end = token_id(tokenizer, "<|im_end|>", self.id)
+        self._end = token_id(tokenizer, "<|im_end|>", self.id)
         self.model.generation_config = GenerationConfig(
-            do_sample=False, eos_token_id=end, pad_token_id=end
+            do_sample=False, eos_token_id=self._end, pad_token_id=self._end
         )
 
     @classmethod
@@ -167,50 +189,103 @@ class QwenVlJudge:
         A question is answered by its most likely first token if that is a yes or a no; otherwise
         text is generated and read. `p_yes` and `margin` are given where the first token decides.
         """
+        shown = {id(image): image for q in questions for image in (q.reference, q.test)}
+        digests = {key: image_digest(image) for key, image in shown.items()}
+        groups: dict[tuple[str, str], list[int]] = {}
+        for number, question in enumerate(questions):
+            groups.setdefault((question.text, digests[id(question.reference)]), []).append(number)
+        verdicts: dict[int, Verdict] = {}
         with torch.inference_mode():
-            return [
-                halving(lambda one: [self._ask(one[0])], [question])[0] for question in questions
-            ]
+            seen = self._see({digests[key]: image for key, image in shown.items()})
+            for (text, reference), numbers in groups.items():
+                rows = []
+                for number in numbers:
+                    test = seen[digests[id(questions[number].test)]]
+                    inputs = self._inputs(text, torch.cat([seen[reference].grid, test.grid]))
+                    ids, start = inputs["input_ids"][0], self._test_start(inputs)
+                    places, _ = self.model.model.get_rope_index(**inputs)  # (3, 1, positions)
+                    rows.append(_Row(number, questions[number], test, ids, places[:, 0], start))
+                prefix = self._read_prefix((text, reference), seen[reference], rows[0])
+                for batch in self._batches(rows):
+                    verdicts |= self._answer_in_room(batch, prefix)
+        return [verdicts[number] for number in range(len(questions))]
 
-    def _ask(self, question: Question) -> Verdict:
-        form = question.template.form
-        return read_verdict(
-            self._first_logits(question),
-            form,
-            yes=self._yes,
-            no=self._no,
-            tokenizer=self._tokenizer,
-            dtype=self.model.dtype,
-            generate=lambda: self._generate(question, form),
-        )
-
-    def _first_logits(self, question: Question) -> Tensor:
-        """Return the logits (vocabulary,) of the first token of an answer."""
-        reference, test = self._see(question.reference), self._see(question.test)
-        inputs = self._inputs(question.text, torch.cat([reference.grid, test.grid]))
-        # the test image begins the part that differs; its tokens are the last of their kind
-        ids, start = inputs["input_ids"], self._test_start(inputs)
-        positions, _ = self.model.model.get_rope_index(**inputs)  # (3, 1, positions)
-        key = (question.text, image_digest(question.reference))
+    def _read_prefix(self, key: tuple[str, str], reference: _Seen, row: _Row) -> Prefix:
+        """Return keys and values of all that stands before the test image, in any of its rows."""
         prefix = self._prefixes.get(key)
         if prefix is None:
             cache = DynamicCache(config=self.model.config.text_config)
-            self.model.model(
-                input_ids=ids[:, :start],
-                position_ids=positions[..., :start],
-                mm_encoder_outputs={"image": reference.features},
-                **{self._cache_argument: cache},
-            )
-            prefix = Prefix(cache, start)
+
+            def read(rows: list[Tensor]) -> list[None]:
+                self.model.model(
+                    input_ids=torch.stack(rows),
+                    position_ids=row.places[:, None, : row.start],
+                    mm_encoder_outputs={"image": _together([reference])},
+                    **{self._cache_argument: cache},
+                )
+                return [None]
+
+            halving(read, [row.ids[: row.start]])
+            prefix = Prefix(cache, row.start)
             self._prefixes.put(key, prefix)
-        output = self.model(
-            input_ids=ids[:, start:],
-            position_ids=positions[..., start:],
-            mm_encoder_outputs={"image": test.features},
-            logits_to_keep=1,
-            **{self._cache_argument: prefix.rows(1)},
-        )
-        logits: Tensor = output.logits[0, -1]
+        return prefix
+
+    def _batches(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+        """Split rows so that each batch, padded, has at most `batch_positions` positions.
+
+        Rows of like length go together, so that little of a batch is padding.
+        """
+        batch: list[_Row] = []
+        for row in sorted(rows, key=lambda row: len(row.ids)):  # so the last is the longest
+            if batch and (len(batch) + 1) * len(row.ids) > self._batch_positions:
+                yield batch
+                batch = []
+            batch.append(row)
+        yield batch
+
+    def _answer_in_room(self, rows: list[_Row], prefix: Prefix) -> dict[int, Verdict]:
+        """Return verdicts by question; batches that memory does not hold are halved, and stay so.
+
+        Raises:
+            JudgeError: It does not hold a single question.
+        """
+
+        def shrink(count: int) -> None:
+            self._batch_positions = count // 2 * max(len(row.ids) for row in rows)
+
+        verdicts = halving(lambda part: self._answer(part, prefix), rows, failed=shrink)
+        return dict(zip([row.number for row in rows], verdicts, strict=True))
+
+    def _answer(self, rows: Sequence[_Row], prefix: Prefix) -> list[Verdict]:
+        return [
+            read_verdict(
+                logits,
+                row.question.template.form,
+                yes=self._yes,
+                no=self._no,
+                tokenizer=self._tokenizer,
+                dtype=self.model.dtype,
+                generate=partial(self._generate, row.question, row.question.template.form),
+            )
+            for row, logits in zip(rows, self._first_logits(rows, prefix), strict=True)
+        ]
+
+    def _first_logits(self, rows: Sequence[_Row], prefix: Prefix) -> Tensor:
+        """Return the logits (rows, vocabulary) of the first token of each answer.
+
+        Rows are padded on the right, where a causal model does not look.
+        """
+        own = [row.ids[row.start :] for row in rows]
+        ids = pad_sequence(own, batch_first=True, padding_value=self._end)  # (rows, longest)
+        places = pad_sequence([row.places[:, row.start :].T for row in rows])  # (longest, rows, 3)
+        hidden = self.model.model(
+            input_ids=ids,
+            position_ids=places.permute(2, 1, 0),
+            mm_encoder_outputs={"image": _together([row.test for row in rows])},
+            **{self._cache_argument: prefix.rows(len(rows))},
+        ).last_hidden_state  # (rows, longest, hidden)
+        last = torch.tensor([len(one) - 1 for one in own])
+        logits: Tensor = self.model.lm_head(hidden[torch.arange(len(rows)), last])
         return logits
 
     def _test_start(self, inputs: Mapping[str, Tensor]) -> int:
@@ -218,24 +293,35 @@ class QwenVlJudge:
         begin = token_id(self._tokenizer, "<|vision_start|>", self.id)
         return int((inputs["input_ids"][0] == begin).nonzero()[-1])
 
-    def _see(self, image: Image.Image) -> _Seen:
-        """Return what the language model gets of an image."""
-        digest = image_digest(image)
-        seen = self._seen.get(digest)
-        if seen is None:
-            patches, grid = self._cut(image)
-            features = self.model.get_image_features(
-                patches.to(self.model.device, self.model.dtype),
-                grid.to(self.model.device),
-                return_dict=True,
-            )
-            seen = _Seen(grid, features, int(grid.prod()) // self._images.merge_size**2)
-            self._seen.put(digest, seen)
+    def _see(self, images: Mapping[str, Image.Image]) -> dict[str, _Seen]:
+        """Return what the language model gets of images, by digest."""
+        known = {digest: self._seen.get(digest) for digest in images}
+        new = [digest for digest, one in known.items() if one is None]
+        seen = {digest: kept for digest, kept in known.items() if kept is not None}
+        for start in range(0, len(new), IMAGES_AT_ONCE):
+            part = new[start : start + IMAGES_AT_ONCE]
+            encoded = halving(self._encode, [images[digest] for digest in part])
+            for digest, one in zip(part, encoded, strict=True):
+                seen[digest] = one
+                self._seen.put(digest, one)
         return seen
 
-    def _cut(self, image: Image.Image) -> tuple[Tensor, Tensor]:
-        """Return an image's patches (number, numbers in a patch) and their grid (1, 3)."""
-        cut = self._images([prepare(image)], return_tensors="pt")
+    def _encode(self, images: list[Image.Image]) -> list[_Seen]:
+        patches, grids = self._cut(images)
+        output = self.model.get_image_features(
+            patches.to(self.model.device, self.model.dtype),
+            grids.to(self.model.device),
+            return_dict=True,
+        )
+        deep = getattr(output, "deepstack_features", None) or []
+        return [
+            _Seen(grids[k : k + 1], features, tuple(level[k] for level in deep))
+            for k, features in enumerate(output.pooler_output)
+        ]
+
+    def _cut(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Return the patches (number, numbers in a patch) of images, and their grids (n, 3)."""
+        cut = self._images([prepare(image) for image in images], return_tensors="pt")
         return cut["pixel_values"], cut["image_grid_thw"]
 
     def _inputs(self, question: str, grids: Tensor) -> dict[str, Tensor]:
@@ -255,18 +341,23 @@ class QwenVlJudge:
 
     def _generate(self, question: Question, form: Form) -> str:
         """Return the answer in words, each token the most likely one."""
-        patches, grids = zip(
-            *(self._cut(image) for image in (question.reference, question.test)), strict=True
-        )
-        inputs = self._inputs(question.text, torch.cat(grids))
-        pixels = torch.cat(patches).to(self.model.device, self.model.dtype)
+        patches, grids = self._cut([question.reference, question.test])
+        inputs = self._inputs(question.text, grids)
+        pixels = patches.to(self.model.device, self.model.dtype)
         ids = self.model.generate(**inputs, pixel_values=pixels, max_new_tokens=NEW_TOKENS[form])
         said = ids[0, inputs["input_ids"].shape[1] :].tolist()
-        end = self.model.generation_config.eos_token_id
         text: str = self._tokenizer.decode(
-            [token for token in said if token != end], skip_special_tokens=False
+            [token for token in said if token != self._end], skip_special_tokens=False
         )
         return text
+
+
+def _together(images: Sequence[_Seen]) -> Any:
+    """Return the features of several images as the model gives them."""
+    return BaseModelOutputWithDeepstackFeatures(
+        pooler_output=tuple(image.features for image in images),
+        deepstack_features=list(zip(*(image.deep for image in images), strict=True)),
+    )
 
 
 def _image_processor(folder: Path) -> Any:

@@ -12,6 +12,8 @@ STUDIES: Mapping[str, str] = {
     "cost": "What does a method cost as a whole, and from how many pairs on does it pay?",
     "layers": "Where do subject and style dominate: coefficients by layer, block and projection?",
     "prompts": "Does the judge's answer hang on the wording, the order or the picture's quality?",
+    "scaling": "Does a hypernetwork get better with more train pairs, or more different ones?",
+    "columns": "Do columns need coefficients of their own, and alone?",
     "diversity": "How well does the train split cover the test split?",
 }
 """Name -> the question that it answers."""

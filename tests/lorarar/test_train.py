@@ -15,7 +15,7 @@ from baselines.training import generator_for
 from lorarar import train
 from lorarar.hypernet import HyperNetwork
 from lorarar.pairs import TrainingPair
-from lorarar.train import HyperTraining, train_hypernetwork
+from lorarar.train import HyperTraining, held_out_loss, train_hypernetwork
 
 QUICK = HyperTraining(steps=5, save_every=2)
 
@@ -48,6 +48,28 @@ def test_lowers_the_loss_on_its_pairs(tiny_denoiser: Denoiser, pairs: list[Train
     assert trained.widths == (32, 64)
     assert trained.kv_weight == 0.5
     assert mean_loss(tiny_denoiser, trained, pairs) < 0.8 * mean_loss(tiny_denoiser, start, pairs)
+
+
+def test_a_loss_on_other_pairs_is_a_mean_over_them_and_falls(
+    tiny_denoiser: Denoiser, pairs: list[TrainingPair]
+):
+    start = HyperNetwork([32, 64]).requires_grad_(False)
+    whole = held_out_loss(tiny_denoiser, start, pairs[:2], draws=2)
+    each = [held_out_loss(tiny_denoiser, start, [pair], draws=2) for pair in pairs[:2]]
+    assert whole == pytest.approx(sum(each) / 2, rel=1e-6)
+    trained = train_hypernetwork(tiny_denoiser, pairs[2:], dataclasses.replace(QUICK, steps=10))
+    assert held_out_loss(tiny_denoiser, trained, pairs[:2], draws=2) < whole
+
+
+def test_a_loss_on_other_pairs_leaves_the_regularizer_out(
+    tiny_denoiser: Denoiser, pairs: list[TrainingPair]
+):
+    """A merge that is its teacher on both halves: the subject twice, all coefficients 1/2."""
+    same_twice = TrainingPair(pairs[0].subject, pairs[0].subject)
+    network = HyperNetwork([32, 64], kv_weight=0.5).requires_grad_(False)
+    network.output.weight.zero_()
+    network.output.bias.fill_(0.5)
+    assert held_out_loss(tiny_denoiser, network, [same_twice], draws=1) < 1e-9
 
 
 def test_every_pair_comes_once_a_pass(

@@ -23,6 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "single input": {"single_input": True},
     "features": {"reads": "features"},
     "attention": {"attention": True},
+    "whole matrix": {"whole_matrix": True},
     "all": {"reads": "features", "attention": True, "projections": ("to_q", "to_k", "to_out.0")},
 }
 
@@ -159,7 +160,7 @@ def test_attention_starts_as_if_it_were_not_there():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_only_attention_lets_a_column_see_the_others(name: str):
+def test_only_attention_and_a_mean_let_a_column_see_the_others(name: str):
     network = loud(make(name))
     subject, style = pair()
     delta = subject.deltas["block.to_q"]
@@ -168,7 +169,17 @@ def test_only_attention_lets_a_column_see_the_others(name: str):
     other = LoraAdapter({"block.to_q": LowRankDelta(delta.up, changed)})
     one, two = network(subject, style)["block.to_q"], network(other, style)["block.to_q"]
     assert not torch.allclose(one[0][:1], two[0][:1])
-    assert torch.allclose(one[0][1:], two[0][1:]) == (network.attention is None)
+    alone = network.attention is None and not network.whole_matrix
+    assert torch.allclose(one[0][1:], two[0][1:]) == alone
+
+
+def test_a_whole_matrix_has_the_coefficients_of_its_mean_hidden_unit():
+    network = loud(HyperNetwork([6], hidden=7, whole_matrix=True))
+    subject, style = pair()
+    both = torch.cat([a.deltas["block.to_q"].dense() for a in (subject, style)])  # (12, 5)
+    hidden = torch.relu(network.inputs["6"](both.T)).mean(0)
+    expected = network.output(hidden)[:, None].expand(2, 5)
+    assert_close(torch.stack(network(subject, style)["block.to_q"]), expected)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -179,6 +190,7 @@ def test_a_checkpoint_says_which_variant_it_is(name: str, tmp_path: Path):
     loaded = load_checkpoint(path)
     assert (loaded.reads, loaded.single_input) == (network.reads, network.single_input)
     assert (loaded.attention is None) == (network.attention is None)
+    assert loaded.whole_matrix == network.whole_matrix
     assert (loaded.projections, loaded.normalize) == (network.projections, True)
     subject, style = (a.full_precision() for a in pair())
     for ours, theirs in zip(
@@ -191,7 +203,7 @@ def test_the_papers_network_is_written_as_before_and_wrong_variants_refused(tmp_
     path = tmp_path / "h.safetensors"
     save_checkpoint(HyperNetwork([4]), path, Provenance())
     tensors, metadata = load_tensors(path)
-    assert metadata.keys().isdisjoint({"reads", "single_input", "attention"})
+    assert metadata.keys().isdisjoint({"reads", "single_input", "attention", "whole_matrix"})
     for wrong in ({"reads": "rows"}, {"attention": "true"}, {"reads": "features"}):
         save_tensors(path, tensors, metadata | wrong)
         with pytest.raises(AdapterError, match=r"damaged|is missing"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mars2.stats import Estimate, cluster_mean, paired_difference
+from mars2.stats import Estimate, cluster_mean, crossed_mean, paired_difference
 
 
 def test_mean_leaves_unscored_out_and_counts_it():
@@ -141,3 +141,59 @@ def test_pairing_cancels_what_both_methods_share():
 def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_rows_and_columns_match_all_resamples_drawn_out():
+    cells = {("a", "x"): [1.0, 0.5], ("a", "y"): [0.0], ("b", "y"): [0.75], ("c", "x"): [0.25]}
+    means = []
+    for rows in itertools.product("abc", repeat=2):  # one less than there are
+        for columns in "xy":
+            drawn = [v for r in rows for c in columns for v in cells.get((r, c), [])]
+            if drawn:  # b with x alone has no value
+                means.append(np.mean(drawn))
+    values = [value for own in cells.values() for value in own]
+    rows, columns = ([key[k] for key, own in cells.items() for _ in own] for k in (0, 1))
+    estimate = crossed_mean([*values, None], [*rows, "b"], [*columns, "x"], resamples=40_000,
+                            level=0.8)  # fmt: skip
+    assert (estimate.n, estimate.n_unscored, estimate.n_clusters) == (5, 1, 2)
+    assert estimate.value == pytest.approx(np.mean(values), abs=1e-12)
+    ordered = np.sort(means)
+    count = len(ordered)
+    for end, level in ((estimate.low, 0.1), (estimate.high, 0.9)):
+        assert ordered[int((level - 0.01) * count)] <= end <= ordered[int((level + 0.01) * count)]
+
+
+def test_both_intervals_are_inside_that_of_rows_and_columns():
+    rng = np.random.default_rng(3)
+    table = rng.normal(size=(20, 1, 1)) + rng.normal(size=(1, 8, 1)) + rng.normal(size=(20, 8, 3))
+    rows, columns, _ = (index.ravel().tolist() for index in np.indices(table.shape))
+    values = table.ravel().tolist()
+    both = crossed_mean(values, rows, columns)
+    for side in (rows, columns):
+        one = cluster_mean(values, side)
+        assert one.value == pytest.approx(both.value, abs=1e-12)
+        assert both.high - both.low > one.high - one.low
+
+
+@pytest.mark.parametrize(("columns", "of_columns"), [(3, 0.0), (3, 0.1), (8, 0.1)])
+def test_the_interval_over_both_has_the_variance_of_rows_and_columns(columns, of_columns):
+    """Of 25 rows and some columns; the rest counts three times (Owen 2007)."""
+    rng = np.random.default_rng(4)
+    widths = []
+    for seed in range(40):
+        table = rng.normal(0, 0.3, (25, 1)) + rng.normal(0, of_columns, (1, columns))
+        table = table + rng.normal(0, 0.05, (25, columns))
+        rows, places = (index.ravel().tolist() for index in np.indices(table.shape))
+        found = crossed_mean(table.ravel().tolist(), rows, places, resamples=400, seed=seed)
+        widths.append(((found.high - found.low) / 3.92) ** 2)
+    expected = 0.3**2 / 25 + of_columns**2 / columns + 3 * 0.05**2 / (25 * columns)
+    # a chi-square of 2 in the worst case, 40 times: its mean is within 16 % at one deviation
+    assert np.mean(widths) == pytest.approx(expected, rel=0.35)
+
+
+def test_one_column_gives_no_interval_over_both():
+    estimate = crossed_mean([0.0, 1.0], ["a", "b"], ["x", "x"])
+    assert estimate == Estimate(0.5, None, None, 2, 0, 1)
+    assert crossed_mean([None], ["a"], ["x"]) == Estimate(None, None, None, 0, 1, 0)
+    with pytest.raises(ValueError, match="2 values, but 1 columns"):
+        crossed_mean([0.0, 1.0], ["a", "b"], ["x"])

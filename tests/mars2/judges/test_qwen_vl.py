@@ -164,16 +164,15 @@ def whole_prompt(family, question):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_equal_a_direct_forward(family, folders, judges, pictures, monkeypatch):
     judge = judges[family]
-    seen = []
-    monkeypatch.setattr(
-        "mars2.judges.qwen_vl.read_verdict", lambda logits, *given, **named: seen.append(logits)
-    )
+    # so that what is asked for is given in place of verdicts
+    monkeypatch.setattr("mars2.judges.qwen_vl.read_verdict", lambda logits, *_, **named: logits)
     questions = [
         Question("subject", pictures["square"], pictures["portrait"], "", SHORT),
         Question("style", pictures["odd"], pictures["landscape"], "crayon", STYLE),
+        Question("subject", pictures["square"], pictures["small"], "", SHORT),
+        Question("subject", pictures["square"], pictures["landscape"], "", SHORT),
     ]
-    judge.ask(questions)
-    for question, got in zip(questions, seen, strict=True):
+    for question, got in zip(questions, judge.ask(questions), strict=True):
         expected, _, _ = oracle(
             family,
             folders[family],
@@ -192,23 +191,22 @@ def test_what_is_shared_is_computed_once_and_changes_no_logit(
     questions = [
         Question("subject", pictures["portrait"], pictures[name], "", SHORT) for name in shown
     ]
-    cut, read, seen = [], [], []
+    cut, read = [], []
     encode, forward = judge._cut, judge.model.model.language_model.forward
-    monkeypatch.setattr(judge, "_cut", lambda image: cut.append(image) or encode(image))
+    monkeypatch.setattr(judge, "_cut", lambda images: cut.extend(images) or encode(images))
     monkeypatch.setattr(
         judge.model.model.language_model,
         "forward",
         lambda *given, **named: (
-            read.append(named["inputs_embeds"].shape[1]) or forward(*given, **named)
+            read.append(named["inputs_embeds"].shape[:2]) or forward(*given, **named)
         ),
     )
-    monkeypatch.setattr(
-        "mars2.judges.qwen_vl.read_verdict", lambda logits, *given, **named: seen.append(logits)
-    )
-    judge.ask(questions)
+    monkeypatch.setattr("mars2.judges.qwen_vl.read_verdict", lambda logits, *_, **named: logits)
+    answers = judge.ask(questions)
     assert len(cut) == 4  # portrait, square, odd, landscape
-    assert len(read) == 1 + 4
-    for question, got in zip(questions, seen, strict=True):
+    assert [rows for rows, _ in read] == [1, 4]  # the prefix, and all test images together
+    lengths = []
+    for question, got in zip(questions, answers, strict=True):
         expected, _, inputs = oracle(
             family,
             folders[family],
@@ -216,7 +214,36 @@ def test_what_is_shared_is_computed_once_and_changes_no_logit(
             [question.reference, question.test],
         )
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-    assert read[0] + read[4] == inputs["input_ids"].shape[1]
+        lengths.append(inputs["input_ids"].shape[1])
+    assert read[0][1] + read[1][1] == max(lengths)
+    assert len(set(lengths)) > 1  # so that there was something to pad
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batches_have_room_and_are_halved_without_it(family, folders, pictures, monkeypatch):
+    """Rows of a batch answer alike, however many there are, and in whatever order."""
+    judge = QwenVlJudge.load(str(folders[family]), dtype="float32", device="cpu")
+    monkeypatch.setattr("mars2.judges.qwen_vl.read_verdict", lambda logits, *_, **named: logits)
+    questions = [
+        Question("subject", pictures["portrait"], pictures[name], "", SHORT)
+        for name in ("square", "small", "odd", "landscape", "portrait")
+    ]
+    expected = judge.ask(questions)
+    forward, rows = judge._first_logits, []
+
+    def cramped(part, prefix):
+        if len(part) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        rows.append(len(part))
+        return forward(part, prefix)
+
+    monkeypatch.setattr(judge, "_first_logits", cramped)
+    for order in (questions, questions[::-1]):
+        for got, same in zip(judge.ask(order), expected[:: 1 if order is questions else -1],
+                             strict=True):  # fmt: skip
+            torch.testing.assert_close(got, same, rtol=1e-5, atol=1e-5)
+    # 5 are too many, and so are 3; the second time smaller batches are made at once
+    assert rows == [2, 1, 2, *[1] * 5]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -245,7 +272,7 @@ def test_the_first_token_decides(family, folders, pictures):
     weight = torch.zeros_like(judge.model.lm_head.weight)
     seen = []
     handle = judge.model.lm_head.register_forward_pre_hook(
-        lambda module, given: seen.append(given[0][0, -1])
+        lambda module, given: seen.append(given[0][-1])
     )
     judge.ask([question])
     handle.remove()
@@ -273,7 +300,7 @@ def test_out_of_memory_is_a_clear_error(judges, pictures, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     judge = judges["qwen3"]
-    monkeypatch.setattr(judge, "_inputs", full)
+    monkeypatch.setattr(judge, "_first_logits", full)
     with pytest.raises(JudgeError, match="out of memory at a single question"):
         judge.ask([Question("subject", pictures["small"], pictures["odd"], "", SHORT)])
 
