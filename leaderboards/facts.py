@@ -37,6 +37,7 @@ class SuiteFacts:
         prompts: Form and digest of the questions.
         adapters: Digest of the adapters that it ships; "": entries bring their own.
         licence: On what terms it may be used.
+        shown: Concept -> number of its references that the judge is shown.
         references: Concept -> a small WebP of each of its reference images, of those that may be
             shown.
     """
@@ -57,6 +58,7 @@ class SuiteFacts:
     prompts: str
     adapters: str = ""
     licence: str = ""
+    shown: Mapping[str, int] = field(default_factory=dict)
     references: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
 
     def is_own(self, judge: Judge) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +15,20 @@ from benchmark_data.load import load_suite
 from benchmark_data.references import open_image
 from benchmark_data.suite import Concept, Suite
 from leaderboards.draft import UNNAMED, Draft, assemble
-from leaderboards.entry import MARS2, Costs, Generation, Judge, Method, SuiteRef, Track, split_judge
+from leaderboards.entry import (
+    MARS2,
+    Costs,
+    Entry,
+    Generation,
+    Judge,
+    Method,
+    SuiteRef,
+    Track,
+    split_judge,
+)
 from leaderboards.facts import CaseFacts, SuiteFacts
 from leaderboards.records import DECIMALS, MARKS, ImageRecord, Records
+from leaderboards.shape import Problem
 from mars2.files import read_image
 from mars2.job import CONTROLS, MethodSpec, Option, RunError, RunSpec, digest, listed, method_label
 from mars2.report.summary import CostSummary, Summary, summarise
@@ -131,6 +143,7 @@ def suite_facts(name: str, *, references: bool = False) -> SuiteFacts:
         prompts=parts["prompts"],
         adapters=_shipped_adapters(suite),
         licence=suite.licence,
+        shown={concept.id: len(concept.references) for concept in suite.concepts.values()},
         references=_thumbnails(suite) if references else {},
     )
 
@@ -397,3 +410,75 @@ def _webp(image: Image.Image) -> bytes:
     target = io.BytesIO()
     image.save(target, format="WEBP", quality=84, method=4)
     return target.getvalue()
+
+
+def rejudge(
+    entries: Sequence[tuple[Entry, Records]],
+    run: Path,
+    *,
+    count: int,
+    seed: int = 0,
+    judge: Any = None,
+) -> list[Problem]:
+    """Ask the suite's judge again about some images of a run, and compare with the entries.
+
+    Args:
+        entries: With their records; those whose methods the run has are sampled, evenly.
+        run: Where the images lie.
+        count: Images in all.
+        seed: Which images.
+        judge: Whom to ask; None: the suite's own judge.
+
+    Raises:
+        RunError: The run is of another suite, or no entry's method is in it.
+        JudgeError: The judge cannot be loaded.
+    """
+    from mars2.judges import TEMPLATES
+    from mars2.metrics import Evaluated, MetricSettings, load_metric
+    from mars2.metrics.mars2 import Mars2Metric
+    from mars2.references import find_references
+
+    store = RunStore.open(run)
+    references = find_references(store)
+    paths = {(s.method, s.case, s.seed): s for s in store.samples()}
+    found = [
+        (entry, row, paths[entry.method.label, row.case, row.seed])
+        for entry, records in entries
+        for row in records.rows
+        if (entry.method.label, row.case, row.seed) in paths
+    ]
+    if not found:
+        raise RunError(f"{run} has no images of the entries' methods")
+    drawn = random.Random(seed).sample(found, min(count, len(found)))
+    models = load_suite(store.spec.suite).models
+    metric = (
+        load_metric("mars2", MetricSettings(judge=models.judge, cache=False))
+        if judge is None
+        else Mars2Metric(judge, TEMPLATES)
+    )
+    problems = []
+    for entry, row, sample in drawn:
+        file = f"{entry.name}.records.parquet"
+        at = f"{row.case}/{row.seed}"
+        image = hashlib.sha256(sample.path.read_bytes()).hexdigest()[:16]
+        if image != row.image:
+            problems.append(Problem(file, at, f"image {row.image}", f"{image} at {sample.path}"))
+            continue
+        scores = metric.score(
+            [
+                Evaluated(
+                    sample=sample,
+                    image=read_image(sample.path),
+                    subject_references=references.images(sample.subject),
+                    style_references=references.images(sample.style),
+                    style_phrase=references.phrases[sample.style],
+                    prompt=sample.prompt,
+                )
+            ]
+        )[0]
+        for score in scores:
+            claimed = row.value(score.metric)
+            if score.value != claimed:
+                told = f"{score.value}, as {metric.id} says"
+                problems.append(Problem(file, f"{at} {score.metric}", told, str(claimed)))
+    return problems

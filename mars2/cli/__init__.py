@@ -11,7 +11,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from mars2 import __version__
-from mars2.cli import cache, data, demo, inspect_file, judge, ls, merge, run, score, study, train
+from mars2.cli import (
+    cache,
+    data,
+    demo,
+    inspect_file,
+    judge,
+    leaderboard,
+    ls,
+    merge,
+    run,
+    score,
+    study,
+    train,
+)
 from mars2.quiet import VERBOSE_VARIABLE, silence_libraries
 
 PUBLIC_ERRORS = (
@@ -77,6 +90,7 @@ app.command()(inspect_file.inspect)
 app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")
 app.add_typer(judge.app, name="judge")
+app.add_typer(leaderboard.app, name="leaderboard")
 app.add_typer(study.app, name="study")
 app.add_typer(cache.app, name="cache")
 app.add_typer(ls.app, name="ls")

@@ -31,7 +31,7 @@ GENERATION = Generation("package:sdxl", "cafe" * 3, "ab" * 32, 64, 20, 3.0, "", 
 FACTS = SuiteFacts(
     "tiny", "Three subjects, three styles", "0a1b2c3d4e5f", "test", CASES, SEEDS,
     "package:sdxl", 64, 20, 3.0, "", "critic@0123456789ab", "anyres", PROMPTS, "ab" * 32,
-    "Apache-2.0",
+    "Apache-2.0", dict.fromkeys(SUBJECTS, 3) | dict.fromkeys(STYLES, 1),
 )  # fmt: skip
 SKILL: Mapping[str, tuple[float, float]] = {  # chances that subject and style are right
     "base": (0.05, 0.1),
@@ -83,6 +83,7 @@ def draft(
                 )
             )
     track = track or TRACKS.get(name, "weights")
+    trained = track == "trained"
     merge = {"fit": 31.4, "trained": 0.03}.get(track, round(0.002 + len(name) / 1000, 4))
     told = {
         "summary": "Merge two updates.",
@@ -100,13 +101,13 @@ def draft(
             track=track,
             summary=told["summary"],
             options={},
-            resolved={"weight": 0.5},
-            files={"checkpoint": "dd" * 32} if track == "trained" else {},
+            resolved={"weight": 0.5, "checkpoint": "net.bin"} if trained else {"weight": 0.5},
+            files={"checkpoint": "dd" * 32} if trained else {},
             code=hashlib.sha256(name.encode()).hexdigest(),
             paper=told["paper"],
             url="",
             licence=told["licence"],
-            training="600 steps" if track == "trained" else "",
+            training="600 steps" if trained else "",
         ),
         judge=judge,
         generation=GENERATION,
