@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 560, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 16, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 16, 34, 46
 ELLIPSE = math.sqrt(5.991)
 """Half axes in standard deviations of an ellipse that holds 95 % of a plane's normal."""
 LABELS = 16
@@ -125,7 +125,7 @@ def forest(
         parts.append(
             f'<path class="{kind}" d="M{x(tick):.1f} 6V{height - 30}"/>'
             f'<text class="tick" text-anchor="middle" x="{x(tick):.1f}" y="{height - 12}">'
-            f"{_signed(tick)}</text>"
+            f"{_signed(tick).removesuffix('.0')}</text>"
         )
     for number, (label, href, value, low, high) in enumerate(rows):
         y = line * number + 22
@@ -254,7 +254,7 @@ def _labels(frame: _Frame, points: Sequence[Point]) -> list[str]:
             box = (start, base - 11, start + wide, base + 3)
             inside = (
                 box[0] >= _LEFT
-                and box[2] <= WIDTH
+                and box[2] <= WIDTH - 12
                 and box[1] >= _TOP
                 and box[3] <= HEIGHT - _BOTTOM
             )
@@ -274,10 +274,9 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 def _axis_titles(across: str, up: str) -> str:
     return (
-        f'<text class="axis" text-anchor="end" x="{WIDTH - _RIGHT}" y="{HEIGHT - 8}">'
+        f'<text class="axis" text-anchor="end" x="{WIDTH - _RIGHT}" y="{HEIGHT - 6}">'
         f"{escape(across)} \u2192</text>"
-        f'<text class="axis" text-anchor="end" transform="translate(13 {_TOP}) rotate(-90)">'
-        f"{escape(up)} \u2192</text>"
+        f'<text class="axis" x="4" y="16">\u2191 {escape(up)}</text>'
     )
 
 

@@ -289,15 +289,35 @@ class _BoardView:
         }
         return "".join(verdicts.get(case.id, "u") for case in self.cases)
 
-    def heat(self, row: Row, role: str) -> list[tuple[str, float | None]]:
-        """Joint MARS2 of each subject, or style."""
-        means = self._concepts(row, RANKED_BY, role)
-        return [(concept, means.get(concept)) for concept in getattr(self, f"{role}s")]
+    def heat(self, role: str) -> list[tuple[Row, list[tuple[float | None, float]]]]:
+        """Joint MARS2 of each subject or style, and its share of the highest; a row a method."""
+        concepts: list[str] = getattr(self, f"{role}s")
+        means = [(row, self._concepts(row, RANKED_BY, role)) for row in self.board.rows]
+        top = max((value or 0.0 for _, of_row in means for value in of_row.values()), default=0.0)
+        return [
+            (row, [(x := of_row.get(concept), (x or 0.0) / (top or 1.0)) for concept in concepts])
+            for row, of_row in means
+        ]
 
     def told(self, row: Row) -> str:
         """A method's result in a line."""
         score = row.entry.scores[RANKED_BY].average
         return f"{row.entry.method.label}: MARS2 {points(score.value)} %"
+
+    def placed(self, row: Row) -> str:
+        """A method's place in words."""
+        if row.rank is None:
+            what = "it is a control" if row.entry.control else "the judge gave it no score"
+            return f"Not ranked: {what}."
+        ranked = self.board.ranked
+        own = sum(one.entry.method.track == row.entry.method.track for one in ranked)
+        told = [f"Rank {row.rank} of {len(ranked)}, and {row.track_rank} of {own} in its track."]
+        better, tied = len(row.better), len(row.tied)
+        verb = "method is" if better == 1 else "methods are"
+        told.append(f"{better} {verb} better." if better else "No method is better.")
+        if tied:
+            told.append(f"{tied} cannot be told apart from it.")
+        return " ".join(told)
 
     def scatter(self) -> Any:
         """Style against subject."""
