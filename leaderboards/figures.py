@@ -117,7 +117,7 @@ def forest(
         return left + span * (value + most) / (2 * most)
 
     parts = [
-        f'<svg class="figure forest" viewBox="0 0 {width} {height}" role="img" '
+        f'<svg class="figure forest" viewBox="0 0 {width} {height}" role="group" '
         f'aria-label="{escape(title)}">'
     ]
     for tick in (-most, -most / 2, 0.0, most / 2, most):

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:  # they import torch and pyarrow, which `--help` has no time for
+    from leaderboards.entry import Entry
     from leaderboards.facts import SuiteFacts
+    from leaderboards.records import Records
     from leaderboards.shape import Problem
     from mars2.leaderboard import Draft
 
@@ -127,6 +129,65 @@ def check(
     _fail_if(problems)
     entries = "entry" if len(report.paths) == 1 else "entries"
     print(f"{len(report.paths)} {entries} checked, nothing wrong")
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the site.")] = Path("site"),
+    results: Results = RESULTS,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="TOML file of a suite that does not come with this package; repeat it."),
+    ] = None,
+    repository: Annotated[
+        str, typer.Option(help="https:// address of the project, linked at the foot of each page.")
+    ] = "",
+) -> None:
+    """Write the site: static pages that any host, or a browser from disk, can show.
+
+    The entries are checked first; nothing is written if anything is wrong. The same entries give
+    the same bytes.
+    """
+    from benchmark_data.load import suite_names
+    from leaderboards.check import check as check_entries
+    from leaderboards.reported import read_reported
+    from leaderboards.site import build_site, read_published, write_site
+    from mars2.job import RunError
+
+    if repository and not repository.startswith("https://"):
+        raise RunError(f"--repository is {repository!r}; give an https:// address")
+    finder = _Finder(suite or (), references=True)
+    report = check_entries(results, finder)
+    _fail_if(list(report.problems))
+    reported = read_reported()
+    known = {source.suite for source in reported.sources} | {e.suite.name for e, _ in report.sound}
+    order = [name for name in suite_names() if name in known]
+    facts = {name: found for name in [*order, *sorted(known)] if (found := finder(name))}
+    links = {"Project": repository} if repository else {}
+    pages = build_site(read_published(report.sound, results), facts, reported, links=links)
+    write_site(pages, out)
+    size = sum(map(len, pages.values()))
+    print(f"{out / 'index.html'}: {len(report.sound)} entries, {len(pages)} files, {size} bytes")
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="Folder of results before.")],
+    new: Annotated[Path, typer.Argument(help="Folder of results after.")] = RESULTS,
+) -> None:
+    """Tell what a change of the entries does to the ranking."""
+    from leaderboards.changes import compare
+    from leaderboards.entry import read_entries
+    from leaderboards.records import read_records
+
+    def read(results: Path) -> "list[tuple[Entry, Records]]":
+        return [
+            (entry, read_records(results / entry.suite.name / entry.records.file))
+            for entry in read_entries(results)
+        ]
+
+    lines = compare(read(old), read(new))
+    print("\n".join(lines) or "the ranking is the same")
 
 
 class _Finder:
