@@ -155,9 +155,11 @@ class Interval:
     @classmethod
     def of(cls, estimate: Estimate) -> "Interval":
         """Return an estimate, rounded as in the file."""
-        ends = (estimate.value, estimate.low, estimate.high)
-        rounded = (None if end is None else round(end, 9) for end in ends)
-        return cls(*rounded, estimate.n, estimate.n_unscored, estimate.n_clusters)
+        value, low, high = (
+            None if end is None else round(end, 9)
+            for end in (estimate.value, estimate.low, estimate.high)
+        )
+        return cls(value, low, high, estimate.n, estimate.n_unscored, estimate.n_clusters)
 
 
 @dataclass(frozen=True)
@@ -308,7 +310,8 @@ def read_entries(place: Path) -> list[Entry]:
     Raises:
         EntryError: One cannot be read; the problems of all are in the error.
     """
-    entries, problems = [], []
+    entries: list[Entry] = []
+    problems: list[Problem] = []
     for path in find_entries(place):
         try:
             entries.append(read_entry(path))

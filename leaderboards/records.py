@@ -165,8 +165,8 @@ def parse_records(content: bytes, *, file: str) -> Records:
     return Records(
         tuple(
             ImageRecord(
-                *(columns[name][number] for name in _FIRST),
-                {metric: columns[metric][number] for metric in metrics},
+                **{name: columns[name][number] for name in _FIRST},
+                scores={metric: columns[metric][number] for metric in metrics},
             )
             for number in range(meta.num_rows)
         ),

@@ -174,7 +174,8 @@ class _Reader:
         if origin is tuple:
             return self._list(get_args(kind)[0], rule, data, at)
         if origin is not None and issubclass(origin, Mapping):
-            return self._mapping(*get_args(kind), rule, data, at)
+            key, value = get_args(kind)
+            return self._mapping(key, value, rule, data, at)
         return self._plain(kind, rule, data, at)
 
     def _object(self, cls: type, data: Any, at: str) -> Any:

@@ -20,6 +20,7 @@ from mars2.cli import (
     leaderboard,
     ls,
     merge,
+    push,
     run,
     score,
     study,
@@ -87,6 +88,7 @@ app.command()(score.report)
 app.command()(demo.demo)
 app.command()(merge.merge)
 app.command()(inspect_file.inspect)
+app.command()(push.push)
 app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")
 app.add_typer(judge.app, name="judge")
