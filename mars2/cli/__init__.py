@@ -17,8 +17,10 @@ from mars2.cli import (
     demo,
     inspect_file,
     judge,
+    leaderboard,
     ls,
     merge,
+    push,
     rate,
     run,
     score,
@@ -89,9 +91,11 @@ app.command()(demo.demo)
 app.command()(rate.rate)
 app.command()(merge.merge)
 app.command()(inspect_file.inspect)
+app.command()(push.push)
 app.add_typer(train.app, name="train")
 app.add_typer(data.app, name="data")
 app.add_typer(judge.app, name="judge")
+app.add_typer(leaderboard.app, name="leaderboard")
 app.add_typer(study.app, name="study")
 study.app.command()(study_training.scaling)
 study.app.command()(study_training.columns)

@@ -8,31 +8,10 @@ style likewise; the image is right if both are.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from leaderboards.votes import both, majority, yes_share
 from mars2.judges import Judge, JudgeError, Question, Template, Verdict
 from mars2.judges.prompts import Aspect, Form, choose, digest
 from mars2.metrics import Evaluated, Progress, Score
-
-
-def majority(answers: Sequence[bool | None]) -> float | None:
-    """Return 1.0 if strictly more than half of the answers are yes, 0.0 if they cannot be.
-
-    None, if the answers that are neither yes nor no decide it.
-
-    >>> majority([True, True, False]), majority([True, False]), majority([True, None])
-    (1.0, 0.0, None)
-    """
-    half = len(answers) / 2
-    yes = sum(answer is True for answer in answers)
-    if yes > half:
-        return 1.0
-    return None if yes + sum(answer is None for answer in answers) > half else 0.0
-
-
-def both(subject: float | None, style: float | None) -> float | None:
-    """Return 1.0 if both are right, 0.0 if one is wrong, None if that is not known."""
-    if 0.0 in (subject, style):
-        return 0.0
-    return None if None in (subject, style) else 1.0
 
 
 def metric_id(judge: str, templates: Mapping[str, Template], form: Form = "short") -> str:
@@ -113,7 +92,6 @@ def _scores(verdicts: Sequence[tuple[Aspect, Verdict]]) -> list[Score]:
     for aspect in ("subject", "style"):
         own = [verdict for asked, verdict in verdicts if asked == aspect]
         answers = [verdict.answer for verdict in own]
-        scored = [answer for answer in answers if answer is not None]
         values[aspect] = majority(answers)
         failed[aspect] = next((verdict.raw for verdict in own if verdict.failed), "")
         details[aspect] = {
@@ -123,7 +101,7 @@ def _scores(verdicts: Sequence[tuple[Aspect, Verdict]]) -> list[Score]:
             "margins": [verdict.margin for verdict in own],
             "close": [verdict.close for verdict in own],
             "raw": [verdict.raw for verdict in own],
-            "yes_share": sum(scored) / len(scored) if scored else None,
+            "yes_share": yes_share(answers),
         }
     joint: dict[str, Any] = dict(values.items())
     return [

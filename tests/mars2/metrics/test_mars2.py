@@ -3,11 +3,12 @@ import json
 import pytest
 
 from baselines.registry import PluginError
+from leaderboards.votes import both, majority
 from mars2.judges import TEMPLATES, JudgeError, Question, Verdict
 from mars2.judges.prompts import digest
 from mars2.judges.scripted import ScriptedJudge
 from mars2.metrics import METRICS, MetricSettings, load_metric
-from mars2.metrics.mars2 import Mars2Metric, both, majority
+from mars2.metrics.mars2 import Mars2Metric
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mars2.stats import Estimate, cluster_mean, crossed_mean, paired_difference
+from leaderboards.stats import Estimate, cluster_mean, crossed_mean, paired_difference
 
 
 def test_mean_leaves_unscored_out_and_counts_it():

@@ -1,0 +1,1 @@
+"""The published JSON Schema of entries; `python -m leaderboards.schema` writes it."""

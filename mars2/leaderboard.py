@@ -1,0 +1,484 @@
+"""Entries of a leaderboard out of a finished run, and what the suites demand of them."""
+
+import hashlib
+import io
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from PIL import Image
+
+from baselines import METHODS, MergeMethod, PluginError, load_adapter
+from benchmark_data.load import load_suite
+from benchmark_data.references import open_image
+from benchmark_data.suite import Concept, Suite
+from leaderboards.draft import UNNAMED, Draft, assemble
+from leaderboards.entry import (
+    MARS2,
+    Costs,
+    Entry,
+    Generation,
+    Judge,
+    Method,
+    SuiteRef,
+    Track,
+    split_judge,
+)
+from leaderboards.facts import CaseFacts, SuiteFacts
+from leaderboards.records import DECIMALS, MARKS, ImageRecord, Records
+from leaderboards.shape import Problem
+from mars2.files import read_image
+from mars2.job import CONTROLS, MethodSpec, Option, RunError, RunSpec, digest, listed, method_label
+from mars2.report.summary import CostSummary, Summary, summarise
+from mars2.store import Cost, Record, RunStore
+
+SPLIT = "test"
+OURS = "Apache-2.0"
+THUMBNAIL = 128
+_PACKAGE = Path(__file__).parents[1] / "benchmark_data"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a run does not know of methods that do not come with this package.
+
+    Attributes:
+        paper: URL of the paper; "": what the method was registered with.
+        url: URL of the code.
+        licence: SPDX identifier of the code's licence.
+        track: What the methods may use; "": by their kind.
+        training: What training they needed, in words.
+        notes: Anything else a reader should know.
+    """
+
+    paper: str = ""
+    url: str = ""
+    licence: str = ""
+    track: str = ""
+    training: str = ""
+    notes: str = ""
+
+
+def make_drafts(
+    store: RunStore,
+    facts: SuiteFacts,
+    *,
+    about: About | None = None,
+    methods: Sequence[str] = (),
+    judge: str | None = None,
+) -> list[Draft]:
+    """Return an entry for each method of a finished, scored run.
+
+    Args:
+        store: The run.
+        facts: Its suite.
+        about: What only the user knows.
+        methods: Labels of the methods wanted; none: all.
+        judge: Id of the judge, of a run that several have scored; None: the suite's own.
+
+    Raises:
+        RunError: The run is not finished, not scored or not of a suite; or a label is unknown.
+    """
+    spec = store.spec
+    if not isinstance(spec, RunSpec):
+        raise RunError(
+            f"{store.folder} holds scored images, not a run: an entry needs the method's code, its "
+            "options and costs, which only `mars2 run` knows"
+        )
+    unknown = [label for label in methods if label not in spec.labels]
+    if unknown:
+        raise RunError(f"the run has no method {listed(unknown)}; it has {listed(spec.labels)}")
+    _check_images(store)
+    records = store.records()
+    judge = _choose_judge(records, facts, judge)
+    summary = summarise(store)
+    about = about or About()
+    return [
+        _draft(store, spec, facts, method, records, judge, summary, about)
+        for method in spec.methods
+        if not methods or method.label in methods
+    ]
+
+
+def suite_facts(name: str, *, references: bool = False) -> SuiteFacts:
+    """Return what a suite demands of its entries.
+
+    Args:
+        name: Name or path of the suite.
+        references: Whether small copies of the reference images that come with it are wanted.
+
+    Raises:
+        SuiteError: There is no such suite.
+        JudgeError: Its judge, if it comes with the suite, is not there.
+        AdapterError: Likewise an adapter.
+    """
+    from mars2.judges import TEMPLATES, identify_judge
+    from mars2.metrics.mars2 import metric_id
+
+    suite = load_suite(name)
+    kind, _, model = suite.models.judge.partition(":")
+    if kind == "scripted" or Path(model).exists():
+        own = identify_judge(suite.models.judge, dtype="float32", device="cpu")
+    else:
+        own = f"{model} anyres"
+    parts = split_judge(metric_id(own or model, TEMPLATES))
+    cases = suite.cases[SPLIT]
+    generation = suite.generation
+    return SuiteFacts(
+        name=suite.name,
+        title=suite.title,
+        revision=suite.revision,
+        split=SPLIT,
+        cases=tuple(CaseFacts(c.id, c.subject.id, c.style.id, c.prompt) for c in cases),
+        seeds=cases[0].seeds,
+        base=shown_model(suite.models.base),
+        resolution=generation.resolution,
+        steps=generation.steps,
+        guidance_scale=generation.guidance_scale,
+        negative_prompt=generation.negative_prompt,
+        judge=f"{parts['model']}@{parts['revision']}" if parts["revision"] else parts["model"],
+        layout=parts["layout"] if kind in ("llava_onevision", "scripted") else "",
+        prompts=parts["prompts"],
+        adapters=_shipped_adapters(suite),
+        licence=suite.licence,
+        shown={concept.id: len(concept.references) for concept in suite.concepts.values()},
+        references=_thumbnails(suite) if references else {},
+    )
+
+
+def shown_model(model: str) -> str:
+    """Return a model's name without where this machine keeps it.
+
+    Of a hub id that id, of a folder that comes with a package ``package:...``, of another its name.
+    """
+    path = Path(model)
+    if not path.is_absolute() and not path.exists():
+        return model  # on the hub
+    resolved = path.resolve()
+    if resolved.is_relative_to(_PACKAGE):
+        return f"package:{resolved.relative_to(_PACKAGE).as_posix()}"
+    return resolved.name
+
+
+def _check_images(store: RunStore) -> None:
+    missing = [s for s in store.samples() if not s.path.is_file()]
+    if missing:
+        names = listed(f"{s.method}/{s.case}/{s.seed}" for s in missing)
+        raise RunError(
+            f"{store.folder} is not finished: images are missing: {names}; give the same "
+            "`mars2 run` again"
+        )
+    costed = {(cost.method, cost.case) for cost in store.costs()}
+    without = dict.fromkeys((s.method, s.case) for s in store.samples())
+    names = listed("/".join(key) for key in without if key not in costed)
+    if names:
+        raise RunError(
+            f"{store.folder} is not finished: no costs of {names}; give the same `mars2 run` again"
+        )
+
+
+def _choose_judge(records: Sequence[Record], facts: SuiteFacts, wanted: str | None) -> str:
+    judges = list(dict.fromkeys(r.judge for r in records if r.metric == "mars2"))
+    if not judges:
+        raise RunError("the run has no MARS2 scores: score it with `mars2 score` first")
+    if wanted is not None:
+        if wanted not in judges:
+            raise RunError(f"no judge {wanted!r} scored the run; there are {listed(judges)}")
+        return wanted
+    own = [judge for judge in judges if facts.is_own(_judge(judge, facts))]
+    if len(own) == 1 or len(judges) == 1:
+        return (own or judges)[0]
+    raise RunError(f"several judges scored the run, choose one with --judge: {listed(judges)}")
+
+
+def _judge(id_: str, facts: SuiteFacts) -> Judge:
+    judge = Judge(id=id_, own=False, **split_judge(id_))
+    return replace(judge, own=facts.is_own(judge))
+
+
+def _draft(
+    store: RunStore,
+    spec: RunSpec,
+    facts: SuiteFacts,
+    method: MethodSpec,
+    records: Sequence[Record],
+    judge: str,
+    summary: Summary,
+    about: About,
+) -> Draft:
+    compact = _compact(store, method.label, records, judge)
+    given_by = {
+        record.metric: record.judge
+        for record in records
+        if record.method == method.label and record.metric not in MARS2
+    }
+    images = [
+        read_image(store.image_path(method.label, case.id, spec.seeds[0])) for case in spec.cases
+    ]
+    costs = [cost for cost in store.costs() if cost.method == method.label]
+    cost = next(one.cost for one in summary.methods if one.label == method.label)
+    return assemble(
+        suite=SuiteRef(facts.name, spec.suite_revision, spec.split),
+        method=_method(method, about),
+        judge=_judge(judge, facts),
+        generation=Generation(
+            base=shown_model(spec.model),
+            base_revision=spec.model_revision,
+            adapters=adapters_digest(spec),
+            resolution=spec.resolution,
+            steps=spec.steps,
+            guidance_scale=spec.guidance_scale,
+            negative_prompt=spec.negative_prompt,
+            dtype=spec.dtype,
+            device=spec.device,
+        ),
+        cases=[CaseFacts(case.id, case.subject, case.style, case.prompt) for case in spec.cases],
+        seeds=spec.seeds,
+        records=compact,
+        given_by=given_by,
+        images=images,
+        costs=_costs(cast(CostSummary, cost), costs),
+        environment=spec.environment,
+        notes="" if method.name in CONTROLS else about.notes,
+    )
+
+
+def _compact(store: RunStore, label: str, records: Sequence[Record], judge: str) -> Records:
+    """Return the scores of one method; of a metric computed by several models the last one's."""
+    found: dict[tuple[str, int], dict[str, Record]] = {}
+    metrics: dict[str, None] = {}
+    for record in records:
+        of_judge = record.metric in MARS2
+        if record.method == label and (not of_judge or record.judge == judge):
+            found.setdefault((record.case, record.seed), {})[record.metric] = record
+            if not of_judge:
+                metrics[record.metric] = None
+    names = sorted(metrics)
+    needed = ("mars2_subject", "mars2_style", *names)
+    rows, missing = [], []
+    for sample in store.samples():
+        if sample.method != label:
+            continue
+        scores = found.get((sample.case, sample.seed), {})
+        lacking = [name for name in needed if name not in scores or scores[name].failed]
+        missing += [f"{name} of {label}/{sample.case}/{sample.seed}" for name in lacking]
+        if lacking:
+            continue
+        image = hashlib.sha256(sample.path.read_bytes()).hexdigest()
+        if image != scores["mars2_subject"].image:
+            raise RunError(f"{sample.path} is not the image that was scored: score it again")
+        rows.append(
+            ImageRecord(
+                sample.case,
+                sample.seed,
+                image[:16],
+                _marks(scores["mars2_subject"]),
+                _marks(scores["mars2_style"]),
+                {name: _rounded(scores[name].value) for name in names},
+            )
+        )
+    if missing:
+        raise RunError(f"the run is not scored whole: {listed(missing)}; give `mars2 score` again")
+    return Records(tuple(rows), tuple(names))
+
+
+def _marks(record: Record) -> str:
+    return "".join(MARKS[answer] for answer in record.detail["answers"])
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DECIMALS)
+
+
+def _method(method: MethodSpec, about: About) -> Method:
+    registered = _registered(method)
+    builtin = registered is not None and registered.function.__module__.split(".")[0] in (
+        "baselines",
+        "lorarar",
+    )
+    told = About() if builtin else about
+    paper = (registered and registered.paper) or told.paper
+    options = {key: _shown(value, method, key) for key, value in method.options.items()}
+    return Method(
+        name=method.name,
+        label=method_label(method.name, options),
+        version=UNNAMED,
+        kind=cast(Any, method.kind),
+        track=cast(Track, told.track) if told.track else track_of(method),
+        summary=registered.summary if registered else "",
+        options=options,
+        resolved={key: _shown(value, method, key) for key, value in method.resolved.items()},
+        files=method.files,
+        code=method.source,
+        paper=paper or "",
+        url=told.url,
+        licence=OURS if builtin else told.licence,
+        training=told.training or _training(method),
+    )
+
+
+def track_of(method: MethodSpec) -> Track:
+    """Return what a method uses, by its kind; one that reads a file of its own was trained."""
+    if method.name in CONTROLS:
+        return "control"
+    if method.kind in ("fit", "policy"):
+        return cast(Track, method.kind)
+    return "trained" if method.files else "weights"
+
+
+def _registered(method: MethodSpec) -> MergeMethod | None:
+    try:
+        return METHODS.get(method.name)
+    except PluginError:  # of a user's file
+        return None
+
+
+def _shown(value: Option, method: MethodSpec, key: str) -> Option:
+    return Path(value).name if key in method.files and isinstance(value, str) else value
+
+
+def _training(method: MethodSpec) -> str:
+    """Return what the metadata of a method's checkpoint say of its training."""
+    from safetensors import SafetensorError, safe_open
+
+    for key in method.files:
+        path = Path(str(method.resolved[key]))
+        if path.suffix != ".safetensors" or not path.is_file():
+            continue
+        try:
+            with safe_open(path, "numpy") as file:
+                said: Mapping[str, str] = file.metadata() or {}
+        except (OSError, SafetensorError):
+            continue
+        if "steps" in said:
+            where = f" on the train split of suite {said['suite']}" if "suite" in said else ""
+            return f"{said['steps']} steps{where}"
+    return ""
+
+
+def _costs(cost: CostSummary, costs: Sequence[Cost]) -> Costs:
+    return Costs(
+        merge_seconds=float(f"{cost.merge_seconds:.4g}"),
+        image_seconds=float(f"{cost.image_seconds:.4g}"),
+        merge_peak_bytes=cost.merge_peak_bytes,
+        peak_bytes=cost.peak_bytes,
+        memory=cost.memory,
+        parameters=cost.parameters,
+        batch_size=max(one.batch_size for one in costs),
+    )
+
+
+def adapters_digest(spec: RunSpec) -> str:
+    """Return the digest of all adapters that a run's pairs are merged from."""
+    used = [concept for case in spec.cases for concept in (case.subject, case.style)]
+    return digest({concept: spec.adapter_digests[concept] for concept in used})
+
+
+def _shipped_adapters(suite: Suite) -> str:
+    if suite.adapters is None:
+        return ""
+    used = dict.fromkeys(c for case in suite.cases[SPLIT] for c in (case.subject, case.style))
+    return digest(
+        {
+            concept.id: load_adapter(
+                suite.adapters / f"{concept.id}.safetensors", name=concept.id
+            ).digest()
+            for concept in used
+        }
+    )
+
+
+def _thumbnails(suite: Suite) -> dict[str, tuple[bytes, ...]]:
+    """Return small copies of the references that come with the suite, and so may be shown."""
+    used: dict[str, Concept] = {
+        concept.id: concept for case in suite.cases[SPLIT] for concept in (case.subject, case.style)
+    }
+    return {
+        id_: tuple(
+            _webp(open_image(reference.path))
+            for reference in concept.references
+            if reference.local and reference.path is not None
+        )
+        for id_, concept in used.items()
+    }
+
+
+def _webp(image: Image.Image) -> bytes:
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    target = io.BytesIO()
+    image.save(target, format="WEBP", quality=84, method=4)
+    return target.getvalue()
+
+
+def rejudge(
+    entries: Sequence[tuple[Entry, Records]],
+    run: Path,
+    *,
+    count: int,
+    seed: int = 0,
+    judge: Any = None,
+) -> list[Problem]:
+    """Ask the suite's judge again about some images of a run, and compare with the entries.
+
+    Args:
+        entries: With their records; those whose methods the run has are sampled, evenly.
+        run: Where the images lie.
+        count: Images in all.
+        seed: Which images.
+        judge: Whom to ask; None: the suite's own judge.
+
+    Raises:
+        RunError: The run is of another suite, or no entry's method is in it.
+        JudgeError: The judge cannot be loaded.
+    """
+    from mars2.judges import TEMPLATES
+    from mars2.metrics import Evaluated, MetricSettings, load_metric
+    from mars2.metrics.mars2 import Mars2Metric
+    from mars2.references import find_references
+
+    store = RunStore.open(run)
+    references = find_references(store)
+    paths = {(s.method, s.case, s.seed): s for s in store.samples()}
+    found = [
+        (entry, row, paths[entry.method.label, row.case, row.seed])
+        for entry, records in entries
+        for row in records.rows
+        if (entry.method.label, row.case, row.seed) in paths
+    ]
+    if not found:
+        raise RunError(f"{run} has no images of the entries' methods")
+    drawn = random.Random(seed).sample(found, min(count, len(found)))
+    models = load_suite(store.spec.suite).models
+    metric = (
+        load_metric("mars2", MetricSettings(judge=models.judge, cache=False))
+        if judge is None
+        else Mars2Metric(judge, TEMPLATES)
+    )
+    problems = []
+    for entry, row, sample in drawn:
+        file = f"{entry.name}.records.parquet"
+        at = f"{row.case}/{row.seed}"
+        image = hashlib.sha256(sample.path.read_bytes()).hexdigest()[:16]
+        if image != row.image:
+            problems.append(Problem(file, at, f"image {row.image}", f"{image} at {sample.path}"))
+            continue
+        scores = metric.score(
+            [
+                Evaluated(
+                    sample=sample,
+                    image=read_image(sample.path),
+                    subject_references=references.images(sample.subject),
+                    style_references=references.images(sample.style),
+                    style_phrase=references.phrases[sample.style],
+                    prompt=sample.prompt,
+                )
+            ]
+        )[0]
+        for score in scores:
+            claimed = row.value(score.metric)
+            if score.value != claimed:
+                told = f"{score.value}, as {metric.id} says"
+                problems.append(Problem(file, f"{at} {score.metric}", told, str(claimed)))
+    return problems
