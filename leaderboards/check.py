@@ -351,15 +351,15 @@ def _recomputed(entry: Entry, records: Records, file: str) -> Iterator[Problem]:
         for number, case in enumerate(entry.cases):
             mean, at = means[case.id], f"cases[{number}]"
             if not _close(case.scores.get(metric, "nothing"), mean.value):
-                found = shown(case.scores.get(metric, "nothing"))
-                yield Problem(file, f"{at}.scores.{metric}", _recomputes(mean.value), found)
+                told = shown(case.scores.get(metric, "nothing"))
+                yield Problem(file, f"{at}.scores.{metric}", _recomputes(mean.value), told)
             if case.unscored.get(metric, 0) != mean.unscored:
-                found = shown(case.unscored.get(metric, 0))
-                yield Problem(file, f"{at}.unscored.{metric}", _recomputes(mean.unscored), found)
+                told = shown(case.unscored.get(metric, 0))
+                yield Problem(file, f"{at}.unscored.{metric}", _recomputes(mean.unscored), told)
     for number, case in enumerate(entry.cases):
         for metric in sorted((case.scores.keys() | case.unscored.keys()) - names):
-            expected = "a score in the records"
-            yield Problem(file, f"cases[{number}].scores.{metric}", expected, "none there")
+            at = f"cases[{number}].scores.{metric}"
+            yield Problem(file, at, "a score in the records", "none there")
 
 
 def _interval_problems(

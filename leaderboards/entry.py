@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from leaderboards.shape import (
     Count,
@@ -26,7 +26,7 @@ from leaderboards.shape import (
 )
 from leaderboards.stats import Estimate
 
-SCHEMA = 1
+SCHEMA: Final = 1
 ENTRY_BYTES = 256 * 1024
 RECORDS_BYTES = 200 * 1000
 SHEET_BYTES = 300 * 1000

@@ -491,8 +491,14 @@ class _BoardView:
         return files
 
     def _table_row(self, row: Row) -> list[Any]:
-        entry, line = row.entry, []
-        line += [row.rank, row.track_rank, entry.name, entry.method.label, entry.method.track]
+        entry = row.entry
+        line: list[Any] = [
+            row.rank,
+            row.track_rank,
+            entry.name,
+            entry.method.label,
+            entry.method.track,
+        ]
         line += [entry.method.licence, entry.method.code]
         for column in self.columns:
             score = entry.scores.get(column.metric)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:  # they import torch and pyarrow, which `--help` has no time for
+    from leaderboards.draft import Draft
     from leaderboards.entry import Entry
     from leaderboards.facts import SuiteFacts
     from leaderboards.records import Records
     from leaderboards.shape import Problem
-    from mars2.leaderboard import Draft
 
 app = typer.Typer(no_args_is_help=True, help="Publish results that others can check.")
 
