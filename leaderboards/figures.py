@@ -13,6 +13,8 @@ WIDTH, HEIGHT = 560, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 16, 34, 46
 ELLIPSE = math.sqrt(5.991)
 """Half axes in standard deviations of an ellipse that holds 95 % of a plane's normal."""
+ELLIPSES = 10
+"""Most ellipses that are drawn: those of the first points; more would hide one another."""
 LABELS = 16
 """Most points that are named in a figure; the others tell their name when pointed at."""
 
@@ -55,7 +57,7 @@ def scatter(points: Sequence[Point], *, title: str) -> Markup:
         frame.y_label(value, f"{value:.0%}".replace("%", " %")) for value in (0, 0.25, 0.5, 0.75, 1)
     ]
     parts += [_axis_titles("images with the style right", "images with the subject right")]
-    parts.append(f'<g clip-path="inset(0)">{"".join(map(frame.ellipse, points))}</g>')
+    parts += [frame.ellipse(point) for point in points[:ELLIPSES]]
     return _close(parts, frame, points)
 
 

@@ -86,12 +86,16 @@ def dataset(content: Content) -> "datasets.Dataset":
     import datasets
 
     columns = {name: [row[name] for row in content.rows] for name in content.rows[0]}
-    typed = datasets.Dataset.from_dict(columns)
-    features = typed.features.copy()
-    for name in content.scores:
-        features[name] = datasets.Value("float64")
-    features["image"] = datasets.Image()
-    return typed.cast(features)
+    answers = datasets.List(datasets.Value("bool"))
+    special = {
+        "image": datasets.Image(),
+        "seed": datasets.Value("int64"),
+        "subject_answers": answers,
+        "style_answers": answers,
+        **dict.fromkeys(content.scores, datasets.Value("float64")),
+    }
+    features = {name: special.get(name, datasets.Value("string")) for name in columns}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
 def push(content: Content, repository: str, *, private: bool) -> str:
