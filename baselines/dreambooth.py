@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from baselines.denoiser import Conditioning, Denoiser
 from baselines.training import generator_for, load_state, save_state, shuffled_passes
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+LR_SCHEDULES = ("constant", "cosine")
 LOSS_WINDOW = 100
 """The loss written into an adapter's metadata is the mean over this many last steps."""
 
@@ -41,6 +43,7 @@ class LoraTraining:
         rank: Rank of every update.
         alpha: The update is ``alpha / rank * up @ down``; None: alpha is the rank.
         lr: Learning rate of AdamW.
+        lr_schedule: "constant", or "cosine": from ``lr`` down to zero over the steps.
         weight_decay: AdamW's; diffusers' DreamBooth scripts use 1e-4 too.
         steps: Number of optimizer steps.
         batch_size: Images a step.
@@ -55,6 +58,7 @@ class LoraTraining:
     rank: int = 64
     alpha: float | None = None
     lr: float = 5e-5
+    lr_schedule: str = "constant"
     weight_decay: float = 1e-4
     steps: int = 1000
     batch_size: int = 1
@@ -69,9 +73,19 @@ class LoraTraining:
         for name in ("rank", "steps", "batch_size", "save_every", "lr", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
+        if self.lr_schedule not in LR_SCHEDULES:
+            raise ValueError(
+                f"lr_schedule is {self.lr_schedule!r}: choose one of {', '.join(LR_SCHEDULES)}"
+            )
         for name in ("prior_weight", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of step ``step``, counted from 0."""
+        if self.lr_schedule == "constant":
+            return self.lr
+        return self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
 
     @property
     def scale(self) -> float:
@@ -152,6 +166,7 @@ def train_lora(
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             _check_loss(loss, step)
             nn.utils.clip_grad_norm_(factors.values(), settings.max_grad_norm)
+            optimizer.param_groups[0]["lr"] = settings.lr_at(step)
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
@@ -270,6 +285,7 @@ def _adapter(
             "prompt": " | ".join(sorted(set(prompts))),
             "rank": str(settings.rank),
             "lr": str(settings.lr),
+            "lr_schedule": settings.lr_schedule,
             "steps": str(settings.steps),
             "batch_size": str(settings.batch_size),
             "seed": str(settings.seed),
@@ -288,10 +304,15 @@ def _fingerprint(
     prior_images: Sequence[Image],
     prior_prompts: Sequence[str],
 ) -> str:
-    """Digest of all that the training's state depends on; more steps go on from fewer."""
+    """Digest of all that the training's state depends on.
+
+    At a constant rate more steps go on from fewer.
+    """
     kept = dataclasses.asdict(settings)
-    for harmless in ("steps", "save_every", "gradient_checkpointing"):
+    for harmless in ("save_every", "gradient_checkpointing"):
         del kept[harmless]
+    if settings.lr_schedule == "constant":
+        del kept["steps"]
     digest = hashlib.sha256(
         json.dumps([kept, list(names), list(prompts), list(prior_prompts)]).encode()
     )

@@ -292,3 +292,28 @@ def test_refuses_inputs_that_do_not_fit(
 def test_refuses_settings_out_of_range(field: str, value: float):
     with pytest.raises(ValueError, match=f"{field} is {value}"):
         LoraTraining(**{field: value})
+
+
+def test_a_cosine_rate_falls_to_zero_over_the_steps():
+    settings = LoraTraining(lr=2e-3, steps=4, lr_schedule="cosine")
+    rates = [settings.lr_at(step) for step in range(4)]
+    assert rates == pytest.approx([2e-3, 2e-3 * 0.8535534, 1e-3, 2e-3 * 0.1464466])
+    assert LoraTraining(lr=2e-3).lr_at(999) == 2e-3
+
+
+def test_the_first_step_is_taken_at_the_rate_of_its_schedule(tiny_denoiser, image, monkeypatch):
+    settings = dataclasses.replace(QUICK, steps=1)
+    plain = train_lora(tiny_denoiser, [image], "a dog", settings)
+    monkeypatch.setattr(LoraTraining, "lr_at", lambda settings, step: settings.lr / 2)
+    halved = train_lora(tiny_denoiser, [image], "a dog", settings)
+    for name, delta in plain.deltas.items():  # AdamW's first step is the rate's size
+        torch.testing.assert_close(halved.deltas[name].up, delta.up / 2)
+
+
+def test_a_cosine_training_is_not_continued_with_other_steps(tiny_denoiser, image, tmp_path):
+    path = tmp_path / "state.safetensors"
+    settings = dataclasses.replace(QUICK, lr_schedule="cosine")
+    train_lora(tiny_denoiser, [image], "a dog", settings, checkpoint=path)
+    longer = dataclasses.replace(settings, steps=6)
+    with pytest.raises(AdapterError):
+        train_lora(tiny_denoiser, [image], "a dog", longer, checkpoint=path)

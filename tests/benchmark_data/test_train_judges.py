@@ -33,6 +33,8 @@ from mars2.judges.prompts import choose
 from mars2.metrics.clip import ClipMetric
 from mars2.metrics.dino import DinoMetric
 
+WEIGHTS = Path(__file__).parents[2] / "benchmark_data" / "miniworld" / "weights"
+
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
@@ -180,14 +182,19 @@ def test_a_killed_phase_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     torch.testing.assert_close(train(tmp_path / "b.safetensors", None), straight, rtol=0, atol=0)
 
 
-def test_the_critic_learns_and_the_judge_reads_it_as_it_was_trained(places, caplog):
+def test_the_critic_learns(places, caplog):
     run_smoke(critic, places, caplog)
     for phase in ("seeing", "comparing", "answering"):
         first, last = losses(caplog, f"critic-{phase}")
         assert last < first
     folder = places[0] / "critic"
     assert {"seen", "held out"} <= set(json.loads((folder / "metrics.json").read_text()))
-    images = pictures(4)
+
+
+def test_the_judge_reads_the_critic_as_it_was_trained(bank):
+    # the shipped one: one trained in seconds says other words than yes and no, machine by machine
+    folder = WEIGHTS / "critic"
+    images = [Image.fromarray(row.permute(1, 2, 0).numpy()) for row in bank.pixels[:6]]
     reader = Reader(folder)
     for layout in ("anyres", "pad"):
         judge = LlavaOnevisionJudge.load(str(folder), device="cpu", layout=layout)
@@ -197,7 +204,7 @@ def test_the_critic_learns_and_the_judge_reads_it_as_it_was_trained(places, capl
                 [Question(aspect, images[0], test, style, template) for test in images[1:]]
             )
             ours = reader.p_yes(
-                unit_pixels(images[:1] * 3), unit_pixels(images[1:]), [style] * 3, layout
+                unit_pixels(images[:1] * 5), unit_pixels(images[1:]), [style] * 5, layout
             )
             # float32 through another attention kernel and a cached prefix
             np.testing.assert_allclose([v.p_yes for v in verdicts], ours, atol=1e-5)
