@@ -2,8 +2,9 @@
 
 A drawing is noised and denoised again with a caption. Little noise and its own caption: the picture
 shows what was drawn, in the hand of the base model. Much noise and the caption of another look:
-palette and ground remain, strokes and texture do not; it is in neither look any more. A judge that
-has seen neither takes half a style for the style.
+what was between them remains, the ground or, in a look of the same family, palette and stroke, but
+not the texture; it is in neither look any more. A judge that has seen neither takes half a style
+for the style.
 """
 
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from torch import Tensor
 
 from benchmark_data.miniworld.train.common import load_state, log, save_state
 from benchmark_data.miniworld.train.drawings import PHOTO_FAMILY, UNUSED, Bank, described
-from benchmark_data.miniworld.world import FAMILIES, caption, random_look
+from benchmark_data.miniworld.world import FAMILIES, Look, caption, random_look
 
 STEPS = 20
 GUIDANCE = 3.0
-TRUE = (0.25, 0.65)  # strengths: share of the sampler's steps that a drawing goes through
+TRUE = (0.25, 0.5)  # strengths: share of the sampler's steps that a drawing goes through
 HALF = (0.6, 0.85)
+NEAR = (0.75, 0.95)
+NEAR_SHARE = 0.6  # of the batches that lose half of their look to another one of its family
 BATCH = 64
 FILE = 1024  # pictures a file
 
@@ -56,17 +59,20 @@ class Painter:
     def paint(self, rows: NDArray[np.int64], *, half: bool) -> Tensor:
         """The rows painted over, uint8 ``(n, 3, 64, 64)``; all draws come from the first row."""
         rng = np.random.default_rng((self._seed, int(half), int(rows[0])))
+        near = half and rng.random() < NEAR_SHARE
         captions = []
         for row in rows:
             thing, look = described(self._bank, int(row))
-            if half:
+            if near:
+                look = _near(look, rng)
+            elif half:
                 look = random_look(rng, families=[f for f in FAMILIES if f != look.family])
             captions.append(caption(thing, look, rng, drop=0.0))
         pixels = self._bank.pixels[torch.from_numpy(rows)].permute(0, 2, 3, 1).numpy()
         painted = self._pipe(
             prompt=captions,
             image=[Image.fromarray(picture) for picture in pixels],
-            strength=float(rng.uniform(*(HALF if half else TRUE))),
+            strength=float(rng.uniform(*(NEAR if near else HALF if half else TRUE))),
             num_inference_steps=STEPS,
             guidance_scale=GUIDANCE,
             generator=torch.Generator().manual_seed(int(rng.integers(2**31))),
@@ -74,6 +80,15 @@ class Painter:
         ).images
         scaled = torch.from_numpy(painted).permute(0, 3, 1, 2) * 255 + 0.5
         return scaled.to(torch.uint8).contiguous()
+
+
+def _near(look: Look, rng: np.random.Generator) -> Look:
+    """Another look of the family, with the same palette in most cases."""
+    same_palette = rng.random() < 0.75
+    while True:
+        near = random_look(rng, families=(look.family,))
+        if near != look and (near.palette == look.palette or not same_palette):
+            return near
 
 
 def load_painted(
