@@ -25,7 +25,7 @@ from benchmark_data.miniworld.train.drawings import Bank, load_bank
 from benchmark_data.miniworld.train.painted import load_painted
 
 DECODED = 0.3  # share of the drawings that also go through the autoencoder
-PAINTED = (5120, 3072)  # drawings that the base model paints over, truly and half
+PAINTED = (4096, 3072)  # drawings that the base model paints over, truly and half
 
 
 def load_decoded(bank: Bank, vae: Path, work: Path, seed: int) -> Tensor | None:

@@ -67,7 +67,7 @@ class Painter:
                 look = _near(look, rng)
             elif half:
                 look = random_look(rng, families=[f for f in FAMILIES if f != look.family])
-            captions.append(caption(thing, look, rng, drop=0.0))
+            captions.append(caption(thing, look, rng, drop=0.0, palette=1.0, texture=1.0))
         pixels = self._bank.pixels[torch.from_numpy(rows)].permute(0, 2, 3, 1).numpy()
         painted = self._pipe(
             prompt=captions,
