@@ -204,7 +204,7 @@ def _base(spec: RunSpec, facts: SuiteFacts) -> str:
 
 
 def _judge(id_: str, facts: SuiteFacts) -> Judge:
-    """Return a run's judge; one of the suite's own files, however their folder is called, as its."""
+    """Return a run's judge: the suite's, if the files are, whatever their folder is called."""
     parts = split_judge(id_)
     name, _, revision = facts.judge.partition("@")
     if revision and parts["revision"] == revision:
