@@ -380,6 +380,22 @@ def test_loras_and_hypernetworks_are_trained(cli: Cli, world, tmp_path: Path) ->
     assert cli(*run, "--no-score", "--no-controls", "--out", tmp_path / "run")[0] == 0
 
 
+def test_the_learning_rate_may_fall(cli: Cli, world, tmp_path: Path) -> None:
+    options = ("--suite", world.suite, "--device", "cpu", "--steps", 2, "--rank", 2)
+    lora = ("train", "lora", *options, "--concept", "fox", "--out", tmp_path / "lora")
+    joint = ("train", "joint", *options, "--case", "cat_ink", "--out", tmp_path / "joint")
+    for command, file in ((lora, "lora/fox"), (joint, "joint/cat_ink")):
+        code, said, error = cli(*command, "--lr-schedule", "linear")
+        assert (code, said) == (2, "")
+        assert "lr_schedule is 'linear': choose one of constant, cosine" in error
+        assert cli(*command, "--lr-schedule", "cosine")[0] == 0
+        metadata = load_adapter(tmp_path / f"{file}.safetensors").metadata
+        assert metadata["lr_schedule"] == "cosine"
+    code, _, error = cli(*lora, "--lr-schedule", "constant")
+    assert code == 2
+    assert "lr_schedule was cosine, now constant" in error
+
+
 @pytest.mark.parametrize(
     ("what", "words"),
     [
