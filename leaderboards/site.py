@@ -22,7 +22,7 @@ from leaderboards.records import Records
 from leaderboards.reported import Reported
 from leaderboards.shape import as_json
 from leaderboards.table import Board, make_boards
-from leaderboards.view import HEADINGS, BoardView, Published, reference_path
+from leaderboards.view import EXPLAINED, HEADINGS, BoardView, Published, reference_path
 
 ASSETS = ("style.css", "site.js")
 
@@ -68,7 +68,12 @@ def build_site(
             BoardView(board, facts, by_name, folder=_folder(board, number))
             for number, board in enumerate(own)
         ]
-    shared = {"links": dict(links or {}), "tracks": TRACKS, "headings": HEADINGS}
+    shared = {
+        "links": dict(links or {}),
+        "tracks": TRACKS,
+        "headings": HEADINGS,
+        "explained": EXPLAINED,
+    }
     render = _Renderer(shared)
     for suite, group in views.items():
         facts = suites.get(suite)

@@ -35,6 +35,11 @@ EXPLAINED: Mapping[str, str] = {
     "mars2_style": "share of images whose style the judge recognises",
     "mars2_subject_yes": "share of the subject's references that the judge says yes to",
     "mars2_style_yes": "share of the style's references that the judge says yes to",
+    "clip_i_subject": "mean CLIP cosine of the image and the subject's references",
+    "clip_i_style": "mean CLIP cosine of the image and the style's references",
+    "clip_t": "mean CLIP cosine of the image and the prompt",
+    "dino_subject": "mean DINO cosine of the image and the subject's references",
+    "dino_style": "mean DINO cosine of the image and the style's references",
 }
 CODES: Mapping[tuple[float | None, float | None], str] = {
     (1.0, 1.0): "b",
@@ -88,7 +93,10 @@ class BoardView:
         self.key: BoardKey = board.key
         self.facts = facts
         self.folder = folder
-        self.title = facts.title.partition(":")[0] if facts else board.key.suite
+        title, _, about = facts.title.partition(":") if facts else (board.key.suite, "", "")
+        self.title = title
+        about = about.strip()
+        self.about = about[:1].upper() + about[1:]
         self.current = facts is not None and facts.revision == board.key.revision
         self.published = {
             row.entry.name: published[row.entry.suite.name, row.entry.name] for row in board.rows
@@ -99,7 +107,7 @@ class BoardView:
             Column(
                 name,
                 HEADINGS.get(name, name),
-                EXPLAINED.get(name, "mean cosine" if name in HEADINGS else name),
+                EXPLAINED.get(name, name),
                 "judge" if name in SHARES else "similarity",
                 name in SHARES,
             )

@@ -200,6 +200,24 @@ def test_a_site_without_entries_says_so(fake: SimpleNamespace) -> None:
     assert "No measured results yet" in pages["index.html"].decode()
 
 
+def test_a_suite_has_one_name_and_says_what_it_is(
+    fake: SimpleNamespace, drafts: list[Draft]
+) -> None:
+    facts = dataclasses.replace(fake.FACTS, title="Tiny: three subjects on SDXL")
+    for entries in (published(drafts), []):
+        pages = build_site(entries, {"tiny": facts}, Reported((), ()))
+        for name in ("index.html", "tiny/index.html"):
+            page = pages[name].decode()
+            assert "<bdi>Tiny</bdi></" in page
+            assert "hree subjects on SDXL" in page
+
+
+def test_a_methods_page_says_what_the_scores_are(pages: dict[str, bytes]) -> None:
+    (page,) = [p.decode() for name, p in pages.items() if re.match(r"tiny/ziplora@\w+\.html", name)]
+    assert "share of images whose subject and style the judge both recognises" in page
+    assert "mean CLIP cosine of the image and the prompt" in page
+
+
 def test_the_front_is_what_no_other_beats() -> None:
     made = [
         Point(str(n), "", "", x, y)
