@@ -248,6 +248,8 @@ def _suite_problems(entry: Entry, suite: SuiteFacts, file: str) -> Iterator[Prob
     ]
     if suite.adapters:
         wanted.append(("generation.adapters", suite.adapters, made.adapters))
+    if suite.base_revision:
+        wanted.append(("generation.base_revision", suite.base_revision, made.base_revision))
     for field, expected, found in wanted:
         if expected != found:
             yield Problem(file, field, f"{shown(expected)}, as the suite has it", shown(found))

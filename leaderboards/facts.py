@@ -40,6 +40,7 @@ class SuiteFacts:
         shown: Concept -> number of its references that the judge is shown.
         references: Concept -> a small WebP of each of its reference images, of those that may be
             shown.
+        base_revision: 12 hex of the base model's files, if it is a folder; "": of any revision.
     """
 
     name: str
@@ -60,6 +61,7 @@ class SuiteFacts:
     licence: str = ""
     shown: Mapping[str, int] = field(default_factory=dict)
     references: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
+    base_revision: str = ""
 
     def is_own(self, judge: Judge) -> bool:
         """Return whether a judge is the suite's: model, revision, layout and questions."""

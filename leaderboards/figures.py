@@ -240,7 +240,8 @@ def _labels(frame: _Frame, points: Sequence[Point]) -> list[str]:
     parts = []
     for point in points[:LABELS]:
         text = _short(point.label, 22)
-        wide, x, y = 6.6 * len(text) + 2, frame.x(point.x), frame.y(point.y)
+        # letters as wide as on a phone, where they are larger against the figure
+        wide, x, y = 8.8 * len(text) + 4, frame.x(point.x), frame.y(point.y)
         places = [
             (anchor, x + dx, y + dy)
             for distance in (0, 13, 26)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ SCHEMA = 1
 CONTROLS = ("base", "subject_only", "style_only")
 """Methods that merge nothing: what the others have to be better than."""
 LISTED = 10  # names an error message lists at most
+FEW = 3  # names it lists at most of what is one of several things
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Option = str | int | float | bool | None
 
@@ -198,21 +201,24 @@ class RunSpec:
 
         Methods may be added, and files may lie elsewhere with the same content.
         """
-        free = {"methods", "environment", "model", "adapters", "suite"}
+        free = {"methods", "environment", "model", "adapters", "adapter_digests", "suite"}
         lines = []
         for item in dataclasses.fields(self):
             if item.name not in free:
                 name = item.name.replace("_", " ")
                 lines += _changes(name, getattr(self, item.name), getattr(other, item.name))
+        before, now = self.adapter_digests, other.adapter_digests
+        concepts = [name for name in before if before[name] != now.get(name, before[name])]
+        if concepts:
+            noun = "concept" if len(concepts) == 1 else "concepts"
+            lines.append(f"adapters of {len(concepts)} {noun} differ: {few(concepts)}")
         known = {method.label: method for method in self.methods}
-        for method in other.methods:
-            before = known.get(method.label, method)
-            lines += _changes(method.label, before.content(), method.content())
-            if before.source != method.source:
-                lines.append(
-                    f"the code of {method.label} was {before.source[:12] or 'unknown'}, now it is "
-                    f"{method.source[:12] or 'unknown'}"
-                )
+        both = [(known[method.label], method) for method in other.methods if method.label in known]
+        for old, new in both:
+            lines += _changes(new.label, old.content(), new.content())
+        coded = [new.label for old, new in both if old.source != new.source]
+        if coded:
+            lines.append(f"the code of {few(coded)} has changed")
         return lines
 
     def with_methods_of(self, other: "RunSpec") -> "RunSpec":
@@ -337,6 +343,16 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
+def few(texts: Sequence[str], separator: str = ", ") -> str:
+    """Return texts in one line, the first three and how many more there are.
+
+    >>> few(["a", "b"]), few(["a", "b", "c", "d", "e"])
+    ('a, b', 'a, b, c and 2 more')
+    """
+    more = f" and {len(texts) - FEW} more" if len(texts) > FEW else ""
+    return separator.join(texts[:FEW]) + more
+
+
 def _changes(name: str, old: object, new: object) -> list[str]:
     """Return in words what differs between two settings: of a mapping, only the keys that do.
 
@@ -346,12 +362,11 @@ def _changes(name: str, old: object, new: object) -> list[str]:
     if old == new:
         return []
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        lines = [
+        return [
             line
             for key in dict.fromkeys((*old, *new))
             for line in _changes(f"{name} {key}", old.get(key), new.get(key))
         ]
-        return lines if len(lines) <= LISTED else [*lines[:LISTED], f"... ({len(lines)} in all)"]
     if name == "cases" and isinstance(old, tuple) and isinstance(new, tuple):
         before, now = ({case.id for case in cases} for cases in (old, new))
         gone, added = (
@@ -359,7 +374,7 @@ def _changes(name: str, old: object, new: object) -> list[str]:
             for cases, others in ((old, now), (new, before))
         )
         parts = [
-            f"{what} {listed(ids)}" for what, ids in (("without", gone), ("besides", added)) if ids
+            f"{what} {few(ids)}" for what, ids in (("without", gone), ("besides", added)) if ids
         ]
         told = f" ({', '.join(parts)})" if parts else " with other prompts or in another order"
         return [f"pairs were {len(old)}, now {len(new)}{told}"]
@@ -372,6 +387,8 @@ def _short(value: object) -> str:
     if isinstance(value, tuple) and all(isinstance(one, int) for one in value):
         return _spans(value)
     text = str(value)
+    if _DIGEST.fullmatch(text):
+        return text[:12]
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -31,6 +31,7 @@ from leaderboards.records import DECIMALS, MARKS, ImageRecord, Records
 from leaderboards.shape import Problem
 from mars2.files import read_image
 from mars2.job import CONTROLS, MethodSpec, Option, RunError, RunSpec, digest, listed, method_label
+from mars2.pipelines import model_revision
 from mars2.report.summary import CostSummary, Summary, summarise
 from mars2.store import Cost, Record, RunStore
 
@@ -111,6 +112,7 @@ def suite_facts(name: str, *, references: bool = False) -> SuiteFacts:
 
     Raises:
         SuiteError: There is no such suite.
+        RunError: Its base model is a folder that holds no pipeline.
         JudgeError: Its judge, if it comes with the suite, is not there.
         AdapterError: Likewise an adapter.
     """
@@ -118,6 +120,7 @@ def suite_facts(name: str, *, references: bool = False) -> SuiteFacts:
     from mars2.metrics.mars2 import metric_id
 
     suite = load_suite(name)
+    base = suite.models.base
     kind, _, model = suite.models.judge.partition(":")
     if kind == "scripted" or Path(model).exists():
         own = identify_judge(suite.models.judge, dtype="float32", device="cpu")
@@ -133,7 +136,8 @@ def suite_facts(name: str, *, references: bool = False) -> SuiteFacts:
         split=SPLIT,
         cases=tuple(CaseFacts(c.id, c.subject.id, c.style.id, c.prompt) for c in cases),
         seeds=cases[0].seeds,
-        base=shown_model(suite.models.base),
+        base=shown_model(base),
+        base_revision=model_revision(base) if Path(base).is_dir() else "",
         resolution=generation.resolution,
         steps=generation.steps,
         guidance_scale=generation.guidance_scale,
@@ -193,7 +197,18 @@ def _choose_judge(records: Sequence[Record], facts: SuiteFacts, wanted: str | No
     raise RunError(f"several judges scored the run, choose one with --judge: {listed(judges)}")
 
 
+def _base(spec: RunSpec, facts: SuiteFacts) -> str:
+    """Return the name of a run's base model; of the suite's own files, wherever they lie, its."""
+    own = facts.base_revision and spec.model_revision == facts.base_revision
+    return facts.base if own else shown_model(spec.model)
+
+
 def _judge(id_: str, facts: SuiteFacts) -> Judge:
+    """Return a run's judge: the suite's, if the files are, whatever their folder is called."""
+    parts = split_judge(id_)
+    name, _, revision = facts.judge.partition("@")
+    if revision and parts["revision"] == revision:
+        id_ = f"{name}{id_.removeprefix(parts['model'])}"
     judge = Judge(id=id_, own=False, **split_judge(id_))
     return replace(judge, own=facts.is_own(judge))
 
@@ -224,7 +239,7 @@ def _draft(
         method=_method(method, about),
         judge=_judge(judge, facts),
         generation=Generation(
-            base=shown_model(spec.model),
+            base=_base(spec, facts),
             base_revision=spec.model_revision,
             adapters=adapters_digest(spec),
             resolution=spec.resolution,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mars2.files import JsonLines, read_json, write_json
-from mars2.job import SCHEMA, RunError, RunSpec, read_schema
+from mars2.job import SCHEMA, RunError, RunSpec, few, read_schema
 
 RUN_FILE = "run.json"
 IMAGES_FILE = "images.json"
@@ -309,7 +309,7 @@ def _continued(folder: Path, spec: RunSpec) -> RunSpec:
     differences = there.differences(spec)
     if differences:
         raise RunError(
-            f"{folder} holds a run with other settings: {'; '.join(differences)}. Choose another "
+            f"{folder} holds a run with other settings: {few(differences, '; ')}. Choose another "
             f"--out, or give the old settings again ({folder / RUN_FILE} has them all)"
         )
     return there.with_methods_of(spec)

@@ -1,12 +1,14 @@
 """`mars2 demo`: the main job on the miniature world, in a few minutes on a CPU."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mars2.cli import work
-from mars2.job import Choices
+from mars2.job import Choices, RunError, RunSpec
+from mars2.store import RUN_FILE, RunStore
 
 SUITE = "miniworld"
 CHOICES = Choices(
@@ -19,13 +21,52 @@ SCORING = work.Scoring(device="cpu")
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same run is gone on with.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of the run; the same run is gone on with, another (such as that of an "
+            "older version) is left alone and FOLDER-2 taken."
+        ),
+    ],
 ) -> None:
     """Run the main job on the miniature world, which comes with MARS2."""
     import torch
 
+    from benchmark_data.load import load_suite
+    from mars2.run import prepare
+
     torch.set_num_threads(1)  # models so small lose by more threads: 74 s with one
-    store = work.generate(SUITE, CHOICES, out, batch_size=len(CHOICES.seeds))
+    plan = prepare(SUITE, load_suite(SUITE), CHOICES)
+    folder = _own_folder(out, plan.spec)
+    if folder != out:
+        sys.stderr.write(
+            f"mars2: {out} holds a run of another version or with other settings and is left as it "
+            f"is; the demo is in {folder}\n"
+        )
+    store = work.carry_out(plan, folder, batch_size=len(CHOICES.seeds))
     failed = work.score(store, SCORING)
     work.report(store)
     work.exit_if_failed(failed)
+
+
+def _own_folder(out: Path, spec: RunSpec) -> Path:
+    """Return the first of OUT, OUT-2, OUT-3, ... that is free or holds this very run.
+
+    Raises:
+        RunError: One of them is there and no run.
+    """
+    folder, number = out, 1
+    while not _fits(folder, spec):
+        number += 1
+        folder = Path(f"{out}-{number}")
+    return folder
+
+
+def _fits(folder: Path, spec: RunSpec) -> bool:
+    try:
+        RunStore.create(folder, spec, write=False)
+    except RunError:
+        if not (folder / RUN_FILE).exists():
+            raise
+        return False
+    return True

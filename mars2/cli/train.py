@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +14,32 @@ from mars2.cli.options import Device, Dtype, Model, SuiteName, parse_dtype
 from mars2.cli.work import training_settings
 from mars2.job import RunError, listed
 
+if TYPE_CHECKING:  # they import torch, which `--help` has no time for
+    from PIL.Image import Image
+
+    from baselines.denoiser import Denoiser
+    from baselines.dreambooth import LoraTraining
+
 TRAINING_KEY = "training"
 """Where the metadata of a LoRA says how it was trained, as JSON."""
+
+Rank = Annotated[int | None, typer.Option(min=1, help="[default: the suite's]")]
+LearningRate = Annotated[
+    float | None, typer.Option(min=1e-12, help="Learning rate.  [default: the suite's]")
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        help="constant, or cosine: the learning rate falls to 0 over the steps.  "
+        "[default: the suite's]"
+    ),
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="[default: the suite's]")]
+ImagesAStep = Annotated[
+    int | None, typer.Option(min=1, help="Images a step.  [default: the suite's]")
+]
+FactorSeed = Annotated[int | None, typer.Option(help="Seed of the factors and of each step.")]
+Checkpointing = Annotated[bool | None, typer.Option(help="Trade time for memory.")]
 
 app = typer.Typer(no_args_is_help=True, help="Train LoRAs and hypernetworks; both resume.")
 
@@ -30,26 +54,18 @@ def lora(
     every: Annotated[bool, typer.Option("--all", help="All subjects and styles.")] = False,
     split: Annotated[str | None, typer.Option(help="With --all: of this split only.")] = None,
     model: Model = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="[default: the suite's]")] = None,
-    lr: Annotated[
-        float | None, typer.Option(min=1e-12, help="Learning rate.  [default: the suite's]")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="[default: the suite's]")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images a step.  [default: the suite's]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the factors and of each step.")] = None,
-    gradient_checkpointing: Annotated[
-        bool | None, typer.Option(help="Trade time for memory.")
-    ] = None,
+    rank: Rank = None,
+    lr: LearningRate = None,
+    lr_schedule: Schedule = None,
+    steps: Steps = None,
+    batch_size: ImagesAStep = None,
+    seed: FactorSeed = None,
+    gradient_checkpointing: Checkpointing = None,
     dtype: Dtype = None,
     device: Device = "auto",
 ) -> None:
     """Train LoRAs of a suite's subjects and styles by DreamBooth; what is there is skipped."""
-    from tqdm import tqdm
-
-    from baselines.dreambooth import LoraTraining, train_lora
-    from baselines.formats import save_adapter
+    from baselines.dreambooth import LoraTraining
     from benchmark_data.load import load_suite
     from benchmark_data.references import open_image, reference_paths
     from mars2.run import load_denoiser
@@ -61,6 +77,7 @@ def lora(
     given = {
         "rank": rank,
         "lr": lr,
+        "lr_schedule": lr_schedule,
         "steps": steps,
         "batch_size": batch_size,
         "seed": seed,
@@ -82,22 +99,9 @@ def lora(
         if denoiser is None or one not in todo:
             print(f"{path} is there already")
             continue
-        settings = wanted[one.id]
-        state = out / f".{one.id}.training.safetensors"
-        out.mkdir(parents=True, exist_ok=True)
-        with tqdm(total=settings.steps, desc=one.id, unit="step", disable=None) as bar:
-            adapter = train_lora(
-                denoiser,
-                [open_image(image) for image in images[one.id]],
-                one.prompts,
-                settings,
-                checkpoint=state,
-                progress=partial(show_step, bar),
-            )
-        told = json.dumps(_training(settings, base, one.prompts))
-        save_adapter(replace(adapter, metadata={**adapter.metadata, TRAINING_KEY: told}), path)
-        state.unlink(missing_ok=True)
-        print(path)
+        shown = [open_image(image) for image in images[one.id]]
+        told = {TRAINING_KEY: json.dumps(_training(wanted[one.id], base, one.prompts))}
+        _train(denoiser, shown, one.prompts, wanted[one.id], path, told)
 
 
 @app.command()
@@ -111,18 +115,13 @@ def joint(
         "test"
     ),
     model: Model = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="[default: the suite's]")] = None,
-    lr: Annotated[
-        float | None, typer.Option(min=1e-12, help="Learning rate.  [default: the suite's]")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="[default: the suite's]")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images a step.  [default: the suite's]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the factors and of each step.")] = None,
-    gradient_checkpointing: Annotated[
-        bool | None, typer.Option(help="Trade time for memory.")
-    ] = None,
+    rank: Rank = None,
+    lr: LearningRate = None,
+    lr_schedule: Schedule = None,
+    steps: Steps = None,
+    batch_size: ImagesAStep = None,
+    seed: FactorSeed = None,
+    gradient_checkpointing: Checkpointing = None,
     dtype: Dtype = None,
     device: Device = "auto",
 ) -> None:
@@ -130,10 +129,7 @@ def joint(
 
     The suite's settings are those of `joint_lora`, or else those of `subject_lora`.
     """
-    from tqdm import tqdm
-
-    from baselines.dreambooth import LoraTraining, train_lora
-    from baselines.formats import save_adapter
+    from baselines.dreambooth import LoraTraining
     from benchmark_data.load import load_suite
     from benchmark_data.references import open_image, reference_paths
     from mars2.run import load_denoiser
@@ -149,6 +145,7 @@ def joint(
     given = {
         "rank": rank,
         "lr": lr,
+        "lr_schedule": lr_schedule,
         "steps": steps,
         "batch_size": batch_size,
         "seed": seed,
@@ -164,25 +161,8 @@ def joint(
         if denoiser is None or one not in todo:
             print(f"{path} is there already")
             continue
-        state = out / f".{one.id}.training.safetensors"
-        out.mkdir(parents=True, exist_ok=True)
-        shown = [
-            shown
-            for concept in (one.subject, one.style)
-            for shown in zip(images[concept.id], concept.prompts, strict=True)
-        ]
-        with tqdm(total=settings.steps, desc=one.id, unit="step", disable=None) as bar:
-            adapter = train_lora(
-                denoiser,
-                [image for image, _ in shown],
-                [prompt for _, prompt in shown],
-                settings,
-                checkpoint=state,
-                progress=partial(show_step, bar),
-            )
-        save_adapter(adapter, path)
-        state.unlink(missing_ok=True)
-        print(path)
+        shown = [*images[one.subject.id], *images[one.style.id]]
+        _train(denoiser, shown, [*one.subject.prompts, *one.style.prompts], settings, path, {})
 
 
 @app.command()
@@ -194,10 +174,8 @@ def hypernet(
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the pairs; never test.")] = "train",
     model: Model = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="[default: the suite's]")] = None,
-    lr: Annotated[
-        float | None, typer.Option(min=1e-12, help="Learning rate.  [default: the suite's]")
-    ] = None,
+    steps: Steps = None,
+    lr: LearningRate = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images of the subject, and of the style, a step.")
     ] = None,
@@ -228,9 +206,7 @@ def hypernet(
         bool, typer.Option("--skip-missing", help="Leave out concepts without adapter or image.")
     ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of the weights and of each step.")] = None,
-    gradient_checkpointing: Annotated[
-        bool | None, typer.Option(help="Trade time for memory.")
-    ] = None,
+    gradient_checkpointing: Checkpointing = None,
     dtype: Dtype = None,
     device: Device = "auto",
 ) -> None:
@@ -277,6 +253,36 @@ def hypernet(
     save_checkpoint(network, out, Provenance(loaded.name, loaded.revision, settings.steps))
     state.unlink(missing_ok=True)
     print(out)
+
+
+def _train(
+    denoiser: "Denoiser",
+    images: Sequence["Image"],
+    prompts: Sequence[str],
+    settings: "LoraTraining",
+    path: Path,
+    told: Mapping[str, str],
+) -> None:
+    """Train a LoRA or go on with it, under a bar, and write it with what its metadata tell."""
+    from tqdm import tqdm
+
+    from baselines.dreambooth import train_lora
+    from baselines.formats import save_adapter
+
+    state = path.with_name(f".{path.stem}.training.safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=settings.steps, desc=path.stem, unit="step", disable=None) as bar:
+        adapter = train_lora(
+            denoiser,
+            images,
+            prompts,
+            settings,
+            checkpoint=state,
+            progress=partial(show_step, bar),
+        )
+    save_adapter(replace(adapter, metadata={**adapter.metadata, **told}), path)
+    state.unlink(missing_ok=True)
+    print(path)
 
 
 def _projections(text: str) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
-"""How numbers and names are spelled in a report."""
+"""How numbers and names are spelled in a report; much of it as on the leaderboards' site."""
 
-EMPTY = "-"
+from leaderboards.formatting import EMPTY, count, seconds, size_in_bytes
+
+__all__ = ["EMPTY", "count", "seconds", "signed", "size_in_bytes", "superscript", "words"]
 
 
 def words(concept: str) -> str:
@@ -10,39 +12,6 @@ def words(concept: str) -> str:
     'bear plushie'
     """
     return concept.partition(":")[2].replace("_", " ") or concept.replace("_", " ")
-
-
-def seconds(value: float) -> str:
-    """Return a time with two digits.
-
-    >>> seconds(0.0021), seconds(31.4), seconds(754)
-    ('2.1 ms', '31 s', '12.6 min')
-    """
-    if value < 1:
-        return f"{_two_digits(1000 * value)} ms"
-    return f"{_two_digits(value)} s" if value < 120 else f"{value / 60:.1f} min"
-
-
-def size_in_bytes(value: int | None) -> str:
-    """Return a size in MB or GB.
-
-    >>> size_in_bytes(1_900_000_000)
-    '1.9 GB'
-    """
-    if value is None:
-        return EMPTY
-    return f"{_two_digits(value / 1e6)} MB" if value < 1e9 else f"{value / 1e9:.1f} GB"
-
-
-def count(value: int) -> str:
-    """Return a large number in thousands or millions.
-
-    >>> count(1_571_840), count(49_000), count(0)
-    ('1.57 M', '49.0 k', '0')
-    """
-    if value >= 10**6:
-        return f"{value / 1e6:.2f} M"
-    return f"{value / 1e3:.1f} k" if value >= 10**3 else str(value)
 
 
 def signed(value: float, *, points: bool) -> str:
@@ -64,7 +33,3 @@ def superscript(number: int) -> str:
     '¹²'
     """
     return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
-def _two_digits(value: float) -> str:
-    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"

@@ -32,6 +32,7 @@ FACTS = SuiteFacts(
     "tiny", "Three subjects, three styles", "0a1b2c3d4e5f", "test", CASES, SEEDS,
     "package:sdxl", 64, 20, 3.0, "", "critic@0123456789ab", "anyres", PROMPTS, "ab" * 32,
     "Apache-2.0", dict.fromkeys(SUBJECTS, 3) | dict.fromkeys(STYLES, 1),
+    base_revision="cafe" * 3,
 )  # fmt: skip
 SKILL: Mapping[str, tuple[float, float]] = {  # chances that subject and style are right
     "base": (0.05, 0.1),

@@ -133,6 +133,10 @@ TAMPERED: dict[str, tuple[Edit, str]] = {
         "judge.layout",
     ),
     "another base model": (set_("generation", "base", value="mine"), "generation.base"),
+    "other files of the base model": (
+        set_("generation", "base_revision", value="0" * 12),
+        "generation.base_revision",
+    ),
     "other adapters": (set_("generation", "adapters", value="cd" * 32), "generation.adapters"),
     "other steps": (set_("generation", "steps", value=200), "generation.steps"),
     "chosen seeds": (set_("seeds", value=[0, 1, 2, 9]), "seeds"),

@@ -20,10 +20,11 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from leaderboards.draft import Draft
 from leaderboards.facts import SuiteFacts
 from leaderboards.figures import Point, pareto
+from leaderboards.formatting import count, points, seconds, size_in_bytes
 from leaderboards.records import parse_records
 from leaderboards.reported import Figure, Reported, Source, read_reported
 from leaderboards.shape import EntryError
-from leaderboards.site import Published, build_site, bytes_, points, seconds, write_site
+from leaderboards.site import Published, build_site, write_site
 
 CHROMIUM = shutil.which("chromium")
 NASTY = "<script>window.hit=1</script>\"'&amp;\u05ea\u05d0 <img src=x onerror=window.hit=1>"
@@ -199,6 +200,24 @@ def test_a_site_without_entries_says_so(fake: SimpleNamespace) -> None:
     assert "No measured results yet" in pages["index.html"].decode()
 
 
+def test_a_suite_has_one_name_and_says_what_it_is(
+    fake: SimpleNamespace, drafts: list[Draft]
+) -> None:
+    facts = dataclasses.replace(fake.FACTS, title="Tiny: three subjects on SDXL")
+    for entries in (published(drafts), []):
+        pages = build_site(entries, {"tiny": facts}, Reported((), ()))
+        for name in ("index.html", "tiny/index.html"):
+            page = pages[name].decode()
+            assert "<bdi>Tiny</bdi></" in page
+            assert "hree subjects on SDXL" in page
+
+
+def test_a_methods_page_says_what_the_scores_are(pages: dict[str, bytes]) -> None:
+    (page,) = [p.decode() for name, p in pages.items() if re.match(r"tiny/ziplora@\w+\.html", name)]
+    assert "share of images whose subject and style the judge both recognises" in page
+    assert "mean CLIP cosine of the image and the prompt" in page
+
+
 def test_the_front_is_what_no_other_beats() -> None:
     made = [
         Point(str(n), "", "", x, y)
@@ -209,10 +228,14 @@ def test_the_front_is_what_no_other_beats() -> None:
 
 def test_numbers_are_short() -> None:
     assert [points(0.14), points(None)] == ["14.0", "\u2013"]
-    assert [seconds(x) for x in (0.00213, 0.0996, 0.9996, 31.4, 4000)] == [
-        "2.1 ms", "100 ms", "1.0 s", "31 s", "67 min",
+    assert [seconds(x) for x in (0.00213, 0.0996, 0.9996, 31.4, 119.7, 4000)] == [
+        "2.1 ms", "100 ms", "1.0 s", "31 s", "2.0 min", "66.7 min",
     ]  # fmt: skip
-    assert [bytes_(x) for x in (None, 410_000_000, 2 * 10**10)] == ["\u2013", "391 MiB", "19 GiB"]
+    sizes = (None, 410_000_000, 999_900_000, 2 * 10**10)
+    assert [size_in_bytes(x) for x in sizes] == ["-", "410 MB", "1.0 GB", "20.0 GB"]
+    assert [count(x) for x in (999, 107_520, 999_990, 2 * 10**9)] == [
+        "999", "107.5 k", "1.00 M", "2.00 G",
+    ]  # fmt: skip
 
 
 def test_sorts_by_a_column_and_back(visit: Callable[..., Page], site: Path) -> None:

@@ -127,18 +127,58 @@ def test_run_scores_and_reports(cli: Cli, world, tmp_path: Path) -> None:
     assert (out / "records.jsonl").read_text() == lines
 
 
-def test_the_demo_ends_with_table_and_picture(
-    cli: Cli, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small_demo(world, monkeypatch: pytest.MonkeyPatch) -> None:
     choices = Choices(methods=("average",), seeds=(0,), limit=2, device="cpu")
     monkeypatch.setattr("mars2.cli.demo.SUITE", world.suite)
     monkeypatch.setattr("mars2.cli.demo.CHOICES", choices)
     monkeypatch.setattr("mars2.cli.demo.SCORING", Scoring(metrics="mars2", device="cpu"))
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_the_demo_ends_with_table_and_picture(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     code, said, error = cli("demo", "--out", out)
     assert (code, error) == (0, "")
     assert said.split()[-2:] == [str(out / "grid.png"), str(out / "report.html")]
     assert cli("demo", "--out", out) == (0, said, "")
+
+
+def _contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_the_demo_leaves_the_run_of_an_older_version_alone(
+    cli: Cli, world, tmp_path: Path, random_adapter: Callable[..., LoraAdapter]
+) -> None:
+    out, second = tmp_path / "demo", tmp_path / "demo-2"
+    assert cli("demo", "--out", out)[0] == 0
+    before = _contents(out)
+    save_adapter(random_adapter(99), world.adapters / "cat.safetensors")  # newer weights
+    for _ in range(2):  # the second time it is found again
+        code, said, error = cli("demo", "--out", out)
+        assert code == 0
+        assert error.startswith(f"mars2: {out} holds a run of another version")
+        assert error.count("\n") == 1
+        assert f"the demo is in {second}" in error
+        assert said.split()[-1] == str(second / "report.html")
+    assert _contents(out) == before
+    assert not (tmp_path / "demo-3").exists()
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_the_demo_leaves_a_run_file_it_cannot_read_alone(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "run.json").write_text('{"schema": 0}')
+    code, _, error = cli("demo", "--out", tmp_path / "demo")
+    assert (code, error.count("\n")) == (0, 1)
+    assert (tmp_path / "demo-2" / "report.html").is_file()
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("dear")
+    code, _, error = cli("demo", "--out", tmp_path / "letters")
+    assert code == 2
+    assert "exists and is no run folder" in error
 
 
 def test_a_dry_run_lists_the_jobs_and_writes_nothing(cli: Cli, world, tmp_path: Path) -> None:
@@ -338,6 +378,22 @@ def test_loras_and_hypernetworks_are_trained(cli: Cli, world, tmp_path: Path) ->
     method = f"lorarar:checkpoint={network}"
     run = ("run", "--suite", world.suite, "--method", method, "--device", "cpu", "--limit", 1)
     assert cli(*run, "--no-score", "--no-controls", "--out", tmp_path / "run")[0] == 0
+
+
+def test_the_learning_rate_may_fall(cli: Cli, world, tmp_path: Path) -> None:
+    options = ("--suite", world.suite, "--device", "cpu", "--steps", 2, "--rank", 2)
+    lora = ("train", "lora", *options, "--concept", "fox", "--out", tmp_path / "lora")
+    joint = ("train", "joint", *options, "--case", "cat_ink", "--out", tmp_path / "joint")
+    for command, file in ((lora, "lora/fox"), (joint, "joint/cat_ink")):
+        code, said, error = cli(*command, "--lr-schedule", "linear")
+        assert (code, said) == (2, "")
+        assert "lr_schedule is 'linear': choose one of constant, cosine" in error
+        assert cli(*command, "--lr-schedule", "cosine")[0] == 0
+        metadata = load_adapter(tmp_path / f"{file}.safetensors").metadata
+        assert metadata["lr_schedule"] == "cosine"
+    code, _, error = cli(*lora, "--lr-schedule", "constant")
+    assert code == 2
+    assert "lr_schedule was cosine, now constant" in error
 
 
 @pytest.mark.parametrize(

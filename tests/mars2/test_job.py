@@ -114,13 +114,25 @@ def test_a_file_option_counts_by_its_content() -> None:
     assert job_id("/a/net", "1") != job_id("/a/net", "2")
 
 
-def test_differences_of_tables_name_only_what_differs() -> None:
+def test_differences_of_adapters_name_a_few_and_count_them() -> None:
     digests = {f"concept{number}": "a" * 64 for number in range(30)}
     old = make_spec(adapter_digests={**make_spec().adapter_digests, **digests})
-    new = make_spec(adapter_digests={**old.adapter_digests, "concept7": "b" * 64})
-    (line,) = old.differences(new)
-    assert line.startswith("adapter digests concept7 was aaaa")
-    assert "concept8" not in line
+    one = make_spec(adapter_digests={**old.adapter_digests, "concept7": "b" * 64})
+    assert old.differences(one) == ["adapters of 1 concept differ: concept7"]
+    all_ = make_spec(adapter_digests={**old.adapter_digests, **dict.fromkeys(digests, "b" * 64)})
+    assert old.differences(all_) == [
+        "adapters of 30 concepts differ: concept0, concept1, concept2 and 27 more"
+    ]
+    # concepts of other pairs are told as pairs
+    assert old.differences(make_spec()) == make_spec().differences(old) == []
+
+
+def test_differences_of_a_methods_file_are_short() -> None:
+    old, new = (
+        make_spec(methods=(MethodSpec("hyper", {}, {"net": "x"}, files={"net": digest * 64}),))
+        for digest in "ab"
+    )
+    assert old.differences(new) == [f"hyper net was {'a' * 12}, now {'b' * 12}"]
 
 
 def test_differences_of_pairs_name_those_that_are_gone() -> None:
@@ -133,7 +145,7 @@ def test_differences_of_pairs_name_those_that_are_gone() -> None:
 def test_differences_name_field_and_both_values() -> None:
     assert make_spec().differences(make_spec(steps=8)) == ["steps was 4, now 8"]
     changed = make_spec(methods=(MethodSpec("base", source="new"),))
-    assert make_spec().differences(changed) == ["the code of base was unknown, now it is new"]
+    assert make_spec().differences(changed) == ["the code of base has changed"]
 
 
 def test_methods_may_be_added() -> None:

@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,13 @@ from PIL import Image
 
 from baselines.adapter import LoraAdapter
 from baselines.formats import save_adapter
+from benchmark_data.load import load_suite
 from leaderboards.entry import read_entries
 from leaderboards.records import read_records
 from leaderboards.sheet import draw_sheet, sheet_size
 from mars2 import leaderboard
-from mars2.job import MethodSpec, RunError
+from mars2.files import write_json
+from mars2.job import MethodSpec, RunError, RunSpec
 from mars2.judges.scripted import ScriptedJudge
 from mars2.leaderboard import (
     About,
@@ -28,6 +31,7 @@ from mars2.leaderboard import (
     suite_facts,
     track_of,
 )
+from mars2.pipelines import model_revision
 from mars2.store import RunStore
 
 _WORLD = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("conftest.py"))))
@@ -154,6 +158,59 @@ def test_no_path_of_this_machine_is_published(finished: Path) -> None:
     made = leaderboard._method(spec, About(licence="MIT"))
     assert (made.label, made.options) == ("net:checkpoint=net.bin", {"checkpoint": "net.bin"})
     assert (made.track, made.files) == ("trained", {"checkpoint": "ab" * 32})
+
+
+def _drawn_with_a_copy(here: Path, *, changed: str = "") -> Path:
+    """Copy the suite's base model elsewhere, and let the run have been drawn with the copy."""
+    copy = here / "another" / "clone" / "copied"
+    shutil.copytree(load_suite("tiny.toml").models.base, copy)
+    if changed:
+        (copy / changed).write_bytes((copy / changed).read_bytes() + b"\n")
+    spec = RunStore.open(here / "run").spec
+    assert isinstance(spec, RunSpec)
+    drawn = replace(spec, model=str(copy), model_revision=model_revision(copy))
+    write_json(here / "run" / "run.json", drawn.to_json())
+    return copy
+
+
+def test_a_copy_of_the_suites_base_model_is_the_suites(cli: Cli, here: Path) -> None:
+    copy = _drawn_with_a_copy(here)
+    code, _, wrong = add(cli, "--licence", "MIT")
+    assert (code, wrong) == (0, "")
+    facts = suite_facts("tiny.toml")
+    for entry in read_entries(here / "results"):
+        assert entry.generation.base == facts.base != copy.name
+        assert entry.generation.base_revision == facts.base_revision == model_revision(copy)
+
+
+def test_a_copy_with_another_byte_is_not(cli: Cli, here: Path) -> None:
+    copy = _drawn_with_a_copy(here, changed="unet/config.json")
+    code, said, wrong = add(cli, "--licence", "MIT")
+    assert (code, said) == (2, "")
+    assert f"generation.base: expected {suite_facts('tiny.toml').base!r}" in wrong
+    assert copy.name in wrong
+    assert not (here / "results").exists()
+
+
+def test_other_bytes_in_the_suites_own_place_are_not_the_suites(cli: Cli, here: Path) -> None:
+    spec = RunStore.open(here / "run").spec
+    assert isinstance(spec, RunSpec)
+    write_json(here / "run" / "run.json", replace(spec, model_revision="0" * 12).to_json())
+    code, said, wrong = add(cli, "--licence", "MIT")
+    assert (code, said) == (2, "")
+    assert "generation.base_revision: expected" in wrong
+
+
+def test_the_suites_judge_in_a_folder_of_another_name_is_the_suites() -> None:
+    facts = suite_facts("miniworld")
+    named, _, revision = facts.judge.partition("@")
+    asked = f"{facts.layout} float32 prompts {facts.prompts}"
+    copied = leaderboard._judge(f"copy@{revision} {asked}", facts)
+    assert copied.own
+    assert copied == leaderboard._judge(f"{named}@{revision} {asked}", facts)
+    for other in (f"{named}@{'0' * 12} {asked}", f"copy@{'0' * 12} {asked}"):
+        made = leaderboard._judge(other, facts)
+        assert (made.own, made.id) == (False, other)
 
 
 def test_one_method_is_added_to_a_board_that_has_the_controls(cli: Cli, here: Path) -> None:

@@ -71,6 +71,13 @@ def test_the_same_run_goes_on_and_another_does_not(tmp_path: Path, spec: RunSpec
         RunStore.create(tmp_path / "run", dataclasses.replace(spec, steps=5))
 
 
+def test_a_few_of_many_differences_are_told(tmp_path: Path, spec: RunSpec) -> None:
+    RunStore.create(tmp_path / "run", spec)
+    other = dataclasses.replace(spec, seeds=(0,), steps=5, dtype="float16", resolution=32, limit=1)
+    with pytest.raises(RunError, match=r"now float16; seeds was .*; steps .* and 2 more\. Choose"):
+        RunStore.create(tmp_path / "run", other)
+
+
 def test_methods_are_added_to_a_run(tmp_path: Path, spec: RunSpec) -> None:
     RunStore.create(tmp_path / "run", spec)
     more = dataclasses.replace(spec, methods=(MethodSpec("mean"),))
