@@ -33,12 +33,12 @@ def disjoint_mean(
         weights: One a tensor; it multiplies what is averaged.
         tie: The sign elected where the sum is 0: 0 gives no entry, 1 is peft's choice.
     """
-    elected = weighted_sum(tensors, [1.0] * len(tensors)).sign()
+    elected = weighted_sum(tensors, [1.0] * len(tensors)).sign_()
     if tie:
-        elected[elected == 0.0] = tie
+        elected.masked_fill_(elected == 0.0, tie)
     total, count = torch.zeros_like(elected), torch.zeros_like(elected)
     for tensor, weight in zip(tensors, weights, strict=True):
-        agrees = tensor.sign() == elected
-        total.add_(tensor * agrees, alpha=weight)
+        agrees = (tensor * elected).gt_(0.0)  # 1 or 0, in the tensor's type: no other is as fast
         count.add_(agrees)
-    return total / count.clamp_(min=1.0)
+        total.add_(agrees.mul_(tensor), alpha=weight)
+    return total.div_(count.clamp_(min=1.0))

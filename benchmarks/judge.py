@@ -1,10 +1,14 @@
 """Times the judge against the plain way: one `generate` a question, stopped at its end.
 
-Times are CPU seconds, which a busy machine changes little.
+Asked is one question about each image (is it the same subject?), and what MARS2 asks of it: is it
+the same subject, and is it the same style? Times are CPU seconds, which a busy machine changes
+little.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +99,11 @@ def compare(name: str, checkpoint: Checkpoint, questions: Sequence[Question], to
     plain = PlainJudge(checkpoint, tokens)
     positions = plain.inputs(questions[0])["input_ids"].shape[1]
     plain.ask(questions[0])  # what is loaded at the first call is in neither time
-    slow, expected = cpu_seconds(lambda: [plain.ask(question) for question in questions])
+    with counted(checkpoint.model) as much:
+        slow, expected = cpu_seconds(lambda: [plain.ask(question) for question in questions])
     judge = LlavaOnevisionJudge(checkpoint, name=name)
-    fast, verdicts = cpu_seconds(lambda: judge.ask(questions))
+    with counted(checkpoint.model) as little:
+        fast, verdicts = cpu_seconds(lambda: judge.ask(questions))
     apart = max(
         abs(p_yes - verdict.p_yes)
         if verdict.answer == answer and verdict.p_yes is not None
@@ -107,11 +113,45 @@ def compare(name: str, checkpoint: Checkpoint, questions: Sequence[Question], to
     if apart > TOLERANCE:
         raise ValueError(f"{name}: the judge and the plain way are {apart:.1e} apart")
     said = [answer for answer, _ in expected]
-    return (
-        f"judge, {name}, 1 reference x {len(questions)} images, {positions} positions a question: "
-        f"one by one {slow:.1f} CPU-s, prefix kept {fast:.1f} CPU-s, {slow / fast:.1f} x; the same "
-        f"{said.count(True)} yes and {said.count(False)} no, p_yes within {apart:.0e}"
+    references, images = (
+        len({id(getattr(question, role)) for question in questions})
+        for role in ("reference", "test")
     )
+    return (
+        f"judge, {name}, {references} reference{'s' * (references > 1)} x {images} images, "
+        f"{positions} positions a question: "
+        f"one by one {slow:.1f} CPU-s, prefix kept {fast:.1f} CPU-s, {slow / fast:.1f} x; the same "
+        f"{said.count(True)} yes and {said.count(False)} no, p_yes within {apart:.0e}\n"
+        f"  vision tower: {much['tiles']} tiles, {little['tiles']} here "
+        f"({much['tiles'] / little['tiles']:.1f} x); language model: {much['positions']} positions,"
+        f" {little['positions']} here ({much['positions'] / little['positions']:.1f} x)"
+    )
+
+
+@contextmanager
+def counted(model: Any) -> Iterator[Counter[str]]:
+    """Count the tiles that go through a model's vision tower, and positions, through the other."""
+    counts = Counter[str]()
+
+    def count(name: str, argument: str) -> Callable[[Any, Any, dict[str, Any]], None]:
+        def hook(module: Any, given: Any, named: dict[str, Any]) -> None:
+            tensor = named[argument] if argument in named else given[0]
+            counts[name] += tensor.shape[0] * (tensor.shape[1] if name == "positions" else 1)
+
+        return hook
+
+    handles = [
+        part.register_forward_pre_hook(count(name, argument), with_kwargs=True)
+        for part, name, argument in (
+            (model.model.vision_tower, "tiles", "pixel_values"),
+            (model.model.language_model, "positions", "inputs_embeds"),
+        )
+    ]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def pictures(count: int, side: int) -> list[Image.Image]:
@@ -126,13 +166,30 @@ def subject_questions(images: Sequence[Image.Image]) -> list[Question]:
     return [Question("subject", images[0], image, "", template) for image in images[1:]]
 
 
+def both_questions(images: Sequence[Image.Image]) -> list[Question]:
+    """Return MARS2's questions about each image but the first two, subject's and style's."""
+    subject, style, *tests = images
+    return [
+        question
+        for image in tests
+        for question in (
+            Question("subject", subject, image, "", TEMPLATES["subject-short"]),
+            Question("style", style, image, "crayon", TEMPLATES["style-short"]),
+        )
+    ]
+
+
 def random_checkpoint(tokenizer: Tokenizer, width: int) -> Checkpoint:
-    """Return a random model: its language model of a width, its vision tower of half of it."""
+    """Return a random model whose language model has a width.
+
+    Widths, and those inside the layers, are in the proportions of LLaVA-OneVision-0.5B: per
+    position its vision tower, SigLIP so400m, is as much work as its language model, Qwen2-0.5B.
+    """
     config = LlavaOnevisionConfig(
         text_config={
             "model_type": "qwen2",
             "hidden_size": width,
-            "intermediate_size": width * 11 // 4,
+            "intermediate_size": width * 4864 // 896,
             "num_hidden_layers": 4,
             "num_attention_heads": 8,
             "num_key_value_heads": 2,
@@ -141,10 +198,10 @@ def random_checkpoint(tokenizer: Tokenizer, width: int) -> Checkpoint:
         },
         vision_config={
             "model_type": "siglip_vision_model",
-            "hidden_size": width // 2,
-            "intermediate_size": width * 3 // 2,
+            "hidden_size": width * 5 // 4,  # 1152 / 896, rounded to whole heads
+            "intermediate_size": width * 4304 // 896,
             "num_hidden_layers": 4,
-            "num_attention_heads": 4,
+            "num_attention_heads": 8,
             "image_size": 168,
             "patch_size": 14,
             "vision_use_head": False,
@@ -185,14 +242,20 @@ def answer_yes_or_no(checkpoint: Checkpoint, yes_to: Question, no_to: Question) 
 def bench_miniature(images: int) -> str:
     """Compare on the miniature world's critic, which ends its answers itself."""
     checkpoint = load_checkpoint(WORLD / "weights" / "critic", torch.float32)
-    questions = subject_questions(pictures(images + 1, 64))
-    return compare("miniature critic", checkpoint, questions, tokens=16)
+    shown = pictures(images + 2, 64)
+    return "\n".join(
+        compare("miniature critic", checkpoint, questions, tokens=16)
+        for questions in (subject_questions(shown[:-1]), both_questions(shown))
+    )
 
 
 def bench_random(images: int, width: int = 512) -> str:
     """Compare on a random model, whose answers end after two tokens, as a critic's would."""
     tokenizer = load_checkpoint(WORLD / "weights" / "critic", torch.float32).tokenizer
     checkpoint = random_checkpoint(tokenizer, width)
-    questions = subject_questions(pictures(images + 1, 336))
-    answer_yes_or_no(checkpoint, questions[0], questions[-1])
-    return compare(f"random model of width {width}", checkpoint, questions, tokens=2)
+    shown = pictures(images + 2, 336)
+    lines = []
+    for questions in (subject_questions(shown[:-1]), both_questions(shown)):
+        answer_yes_or_no(checkpoint, questions[0], questions[-1])
+        lines.append(compare(f"random model of width {width}", checkpoint, questions, tokens=2))
+    return "\n".join(lines)

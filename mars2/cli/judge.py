@@ -13,6 +13,7 @@ from mars2.cli.options import (
     JudgeDtype,
     JudgeName,
     JudgeRetries,
+    JudgeTemperature,
     JudgeTimeout,
     Layout,
     Prompts,
@@ -80,6 +81,7 @@ def check(
     judge_timeout: JudgeTimeout = 120.0,
     judge_concurrency: JudgeConcurrency = 8,
     judge_retries: JudgeRetries = 5,
+    judge_temperature: JudgeTemperature = 0.0,
     device: Device = "auto",
     out: Annotated[
         Path | None,
@@ -107,7 +109,9 @@ def check(
     loaded = load_suite(suite)
     questions = plan_controls(loaded, split=split, per_concept=per_concept)
     templates = TEMPLATES if prompts is None else load_templates(prompts)
-    server = ServerSettings(base_url or "", judge_timeout, judge_concurrency, judge_retries)
+    server = ServerSettings(
+        base_url or "", judge_timeout, judge_concurrency, judge_retries, judge_temperature
+    )
     asked = load_judge(
         judge or loaded.models.judge,
         dtype=dtype,

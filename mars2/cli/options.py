@@ -57,6 +57,14 @@ JudgeConcurrency = Annotated[
 JudgeRetries = Annotated[
     int, typer.Option(min=0, help="How often a question to a judge's server is repeated.")
 ]
+JudgeTemperature = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="At which a judge's server draws its answers; 0: the most likely ones.  Part of the "
+        "judge's id: scores at another temperature are another judge's",
+    ),
+]
 Cache = Annotated[
     bool,
     typer.Option(help="Keep the judge's answers, and ask no question twice (`mars2 cache info`)."),

@@ -1,5 +1,6 @@
 """`mars2 study`: is the measure right, and what do the methods do?"""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from mars2.cli.options import (
     JudgeDtype,
     JudgeName,
     JudgeRetries,
+    JudgeTemperature,
     JudgeTimeout,
     Layout,
     SuiteName,
@@ -319,6 +321,10 @@ def prompts(
         list[str] | None,
         typer.Option(help="Ask the same judge also in this layout; repeat it."),
     ] = None,
+    other_temperature: Annotated[
+        list[float] | None,
+        typer.Option(min=0, help="Ask the same judge, a server's, also at this one; repeat it."),
+    ] = None,
     forms: Annotated[
         bool, typer.Option(help="Ask for explanations and scores, too, which takes long.")
     ] = True,
@@ -331,6 +337,7 @@ def prompts(
     judge_timeout: JudgeTimeout = 120.0,
     judge_concurrency: JudgeConcurrency = 8,
     judge_retries: JudgeRetries = 5,
+    judge_temperature: JudgeTemperature = 0.0,
     device: Device = "auto",
     out: Out = None,
     resamples: Resamples = 1000,
@@ -353,13 +360,19 @@ def prompts(
     references = find_references(store, suite)
     loaded = load_suite(_suite_of(store, suite))
     controls = plan_controls(loaded, per_concept=known) if known else ()
-    server = ServerSettings(base_url or "", judge_timeout, judge_concurrency, judge_retries)
+    server = ServerSettings(
+        base_url or "", judge_timeout, judge_concurrency, judge_retries, judge_temperature
+    )
     name = judge or loaded.models.judge
     same: dict[str, Any] = {"dtype": dtype, "device": device, "layout": layout, "server": server}
     changed = {
         **{one: ("judge", {**same, "layout": "anyres"}) for one in other or ()},
         **{one: ("dtype", {**same, "dtype": parse_dtype(one)}) for one in other_dtype or ()},
         **{one: ("layout", {**same, "layout": one}) for one in other_layout or ()},
+        **{
+            f"{one:g}": ("temperature", {**same, "server": replace(server, temperature=one)})
+            for one in other_temperature or ()
+        },
     }
     usual = identify_judge(name, **same) if changed else None
     others = {}

@@ -12,7 +12,8 @@ from benchmark_data.suite import Suite
 from mars2.job import Choices, RunError, plan
 from mars2.store import RUN_FILE, SCORES_FOLDER, RunStore
 
-if TYPE_CHECKING:  # it imports torch, which `--help` has no time for
+if TYPE_CHECKING:  # they import torch or much else, which `--help` has no time for
+    from mars2.judges import ServerSettings
     from mars2.run import Plan
 
 T = TypeVar("T")
@@ -36,12 +37,26 @@ class Scoring:
     judge_timeout: float = 120.0
     judge_concurrency: int = 8
     judge_retries: int = 5
+    judge_temperature: float = 0.0
     cache: bool = True
 
     @property
     def names(self) -> list[str]:
         """The metrics asked for."""
         return [name.strip() for name in self.metrics.split(",") if name.strip()]
+
+    @property
+    def server(self) -> "ServerSettings":
+        """How to ask a judge that is behind a server."""
+        from mars2.judges import ServerSettings
+
+        return ServerSettings(
+            base_url=self.base_url or "",
+            timeout=self.judge_timeout,
+            concurrency=self.judge_concurrency,
+            retries=self.judge_retries,
+            temperature=self.judge_temperature,
+        )
 
 
 def show_plan(suite: str, choices: Choices, out: Path, scoring: Scoring | None = None) -> None:
@@ -71,13 +86,14 @@ def check_scoring(run_plan: "Plan", scoring: Scoring | None) -> None:
 
     Raises:
         PluginError: There is no such metric or judge.
-        JudgeError: A layout or a file of prompts that there is not.
+        JudgeError: A layout or a file of prompts that there is not, or a server that is not told or
+            not wanted.
         SuiteError: Reference images are missing that scoring or a method needs.
     """
     from typing import get_args
 
     from benchmark_data.references import reference_paths
-    from mars2.judges import JUDGES, JudgeError, load_templates
+    from mars2.judges import JUDGES, JudgeError, load_judge, load_templates, refuse_server
     from mars2.judges.llava_onevision import Layout
     from mars2.metrics import METRICS
 
@@ -86,7 +102,12 @@ def check_scoring(run_plan: "Plan", scoring: Scoring | None) -> None:
             METRICS.get(name)
         judge = scoring.judge or run_plan.suite.models.judge
         if "mars2" in scoring.names:
-            JUDGES.get(judge.partition(":")[0])
+            kind = judge.partition(":")[0]
+            JUDGES.get(kind)
+            if kind == "openai":
+                load_judge(judge, dtype=scoring.dtype, layout=scoring.layout, server=scoring.server)
+            else:
+                refuse_server(kind, scoring.server)
             if scoring.layout not in get_args(Layout):
                 raise JudgeError(
                     f"layout is {scoring.layout!r}; give one of {', '.join(get_args(Layout))}"
@@ -224,7 +245,6 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
     from tqdm import tqdm
 
     from benchmark_data.load import load_suite
-    from mars2.judges import ServerSettings
     from mars2.metrics import METRICS, MetricSettings, identify_metric, load_metric
     from mars2.references import find_references
     from mars2.score import is_complete, present_samples
@@ -248,12 +268,7 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
         dtype=scoring.dtype,
         prompts=scoring.prompts,
         device=scoring.device,
-        server=ServerSettings(
-            base_url=scoring.base_url or "",
-            timeout=scoring.judge_timeout,
-            concurrency=scoring.judge_concurrency,
-            retries=scoring.judge_retries,
-        ),
+        server=scoring.server,
         cache=scoring.cache,
     )
     failed: list[str] = []

@@ -4,12 +4,13 @@ A new judge is a class with `id`, `published` and `ask`, and a loader registered
 loaders import their models' libraries when called, so that this module needs none of them.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL.Image import Image
 
@@ -25,6 +26,7 @@ __all__ = [
     "JudgeLoader",
     "Question",
     "ServerSettings",
+    "StreamingJudge",
     "Template",
     "Verdict",
     "identify_judge",
@@ -33,6 +35,7 @@ __all__ = [
     "load_judge",
     "load_templates",
     "read_answer",
+    "refuse_server",
     "render",
 ]
 
@@ -87,19 +90,21 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How to ask a judge that is behind a server; changes no answer.
+    """How to ask a judge that is behind a server; of these only the temperature changes answers.
 
     Attributes:
         base_url: Where it is, such as ``http://localhost:8000/v1``; "": the environment says.
         timeout: Seconds that one request may take.
         concurrency: Questions asked at once.
         retries: How often a request that failed is repeated.
+        temperature: At which the server draws the tokens of an answer; 0: the most likely ones.
     """
 
     base_url: str = ""
     timeout: float = 120.0
     concurrency: int = 8
     retries: int = 5
+    temperature: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.timeout > 0 or self.concurrency < 1 or self.retries < 0:
@@ -107,6 +112,8 @@ class ServerSettings:
                 f"timeout is {self.timeout}, concurrency {self.concurrency}, retries "
                 f"{self.retries}; give more than 0 seconds, 1 or more, and 0 or more"
             )
+        if not 0 <= self.temperature < math.inf:
+            raise JudgeError(f"temperature is {self.temperature}; give 0 or more")
 
 
 class Judge(Protocol):
@@ -128,6 +135,15 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
+class StreamingJudge(Judge, Protocol):
+    """A judge that gives each verdict as soon as there is one, so that none is lost if it stops."""
+
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        """Give the number and the verdict of each question, in whatever order they come."""
+        ...
+
+
 class JudgeLoader(Protocol):
     """Makes a judge of what stands behind the colon in ``NAME:SOURCE``."""
 
@@ -142,7 +158,7 @@ def load_llava_onevision(
     """LLaVA-Critic and any other LLaVA-OneVision model, from a folder or the hub."""
     from mars2.judges.llava_onevision import LlavaOnevisionJudge
 
-    _needs_no_server("llava_onevision", server)
+    refuse_server("llava_onevision", server)
     return LlavaOnevisionJudge.load(source, dtype=dtype, device=device, layout=layout)
 
 
@@ -152,7 +168,7 @@ def load_qwen_vl(
     """Qwen2.5-VL, Qwen3-VL and models tuned from them, from a folder or the hub."""
     from mars2.judges.qwen_vl import QwenVlJudge
 
-    _needs_no_server("qwen_vl", server)
+    refuse_server("qwen_vl", server)
     return QwenVlJudge.load(source, dtype=dtype, device=device, layout=layout)
 
 
@@ -176,13 +192,22 @@ def load_scripted(
     """Answers from a table in a JSON file: for tests and tutorials, measures nothing."""
     from mars2.judges.scripted import ScriptedJudge
 
-    _needs_no_server("scripted", server)
+    refuse_server("scripted", server)
     return ScriptedJudge.load(Path(source))
 
 
-def _needs_no_server(name: str, server: ServerSettings) -> None:
+def refuse_server(name: str, server: ServerSettings) -> None:
+    """Check that settings of a server are left out for a judge that asks none.
+
+    Raises:
+        JudgeError: They are not.
+    """
     if server.base_url:
         raise JudgeError(f"judge {name} asks no server: leave out the base URL {server.base_url!r}")
+    if server.temperature:
+        raise JudgeError(
+            f"judge {name} gives its most likely answer: leave out temperature {server.temperature}"
+        )
 
 
 JUDGES: Registry[JudgeLoader] = Registry("judge")

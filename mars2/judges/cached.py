@@ -9,13 +9,13 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from benchmark_data.references import cache_root
-from mars2.judges import Judge, JudgeError, Question, Verdict
+from mars2.judges import Judge, JudgeError, Question, StreamingJudge, Verdict
 from mars2.judges.images import image_digest, preprocessor
 
 FILE = "answers-1.sqlite3"
@@ -26,8 +26,9 @@ WAIT = 60.0
 """Seconds to wait for another process that writes."""
 
 AT_ONCE = 64
-"""Questions put to the judge before their answers are kept: what is lost if it is killed. Fewer
-would lose less, but a judge that keeps what it computed of a batch computes it more often."""
+"""Answers that are written together, at most."""
+KEEP_AFTER = 1.0
+"""Seconds after which answers are written, however few: what is lost if the process is killed."""
 
 _LOG = logging.getLogger(__name__)
 _VARIABLES = 500  # values in one statement; SQLite allows 999 in old versions
@@ -202,15 +203,34 @@ class CachedJudge:
             for key, question in zip(keys, questions, strict=True)
             if key not in verdicts
         }
-        for part in _parts(list(new), AT_ONCE):
-            answers = self.judge.ask([new[key] for key in part])
-            given = dict(zip(part, answers, strict=True))
-            verdicts |= given
-            try:
-                self.cache.keep(self.id, given)
-            except JudgeError as error:
-                _LOG.warning("answers are not kept: %s", error)
+        unwritten: dict[str, Verdict] = {}
+        written = time.monotonic()
+        asked = list(new)
+        try:
+            with closing(self._asked(list(new.values()))) as answers:
+                for number, verdict in answers:
+                    verdicts[asked[number]] = unwritten[asked[number]] = verdict
+                    now = time.monotonic()
+                    if len(unwritten) >= AT_ONCE or now - written > KEEP_AFTER:
+                        self._keep(unwritten)
+                        unwritten, written = {}, now
+        finally:
+            self._keep(unwritten)
         return [verdicts[key] for key in keys]
+
+    def _asked(self, questions: Sequence[Question]) -> Generator[tuple[int, Verdict], None, None]:
+        """Give number and verdict of each question, as they come or in parts."""
+        if isinstance(self.judge, StreamingJudge):
+            yield from self.judge.verdicts(questions)
+            return
+        for start in range(0, len(questions), AT_ONCE):
+            yield from enumerate(self.judge.ask(questions[start : start + AT_ONCE]), start)
+
+    def _keep(self, verdicts: Mapping[str, Verdict]) -> None:
+        try:
+            self.cache.keep(self.id, verdicts)
+        except JudgeError as error:
+            _LOG.warning("answers are not kept: %s", error)
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
@@ -239,6 +259,6 @@ def _verdict(text: str) -> Verdict:
     return Verdict(**{name: value for name, value in json.loads(text).items() if name in ours})
 
 
-def _parts(keys: Sequence[str], size: int = _VARIABLES) -> Iterator[list[str]]:
-    for start in range(0, len(keys), size):
-        yield list(keys[start : start + size])
+def _parts(keys: Sequence[str]) -> Iterator[list[str]]:
+    for start in range(0, len(keys), _VARIABLES):
+        yield list(keys[start : start + _VARIABLES])

@@ -95,6 +95,7 @@ class ChatServer:
         key: Sent as bearer token; "": none is sent.
         timeout: Seconds that a request may take.
         retries: How often a request is repeated.
+        temperature: At which tokens are drawn; 0: the most likely ones.
 
     Attributes:
         gone: Why nothing more is asked; None as long as the server answers.
@@ -109,6 +110,7 @@ class ChatServer:
         key: str = "",
         timeout: float = 120.0,
         retries: int = 5,
+        temperature: float = 0.0,
     ) -> None:
         self.gone: str | None = None
         self.answered = False
@@ -117,6 +119,7 @@ class ChatServer:
         self._key = key
         self._timeout = timeout
         self._retries = retries
+        self._temperature = temperature
         self._client: httpx.Client
         self._lock = Lock()
         self._stopped = Event()
@@ -144,7 +147,7 @@ class ChatServer:
     def complete(
         self, messages: Sequence[Mapping[str, Any]], *, max_tokens: int, logprobs: bool
     ) -> Reply:
-        """Return the most likely answer.
+        """Return the most likely answer, or, at a temperature, a drawn one.
 
         Args:
             messages: As the API takes them.
@@ -154,7 +157,7 @@ class ChatServer:
         Raises:
             NoAnswer: There is none.
         """
-        body = {"model": self._model, "messages": messages, "temperature": 0}
+        body = {"model": self._model, "messages": messages, "temperature": self._temperature}
         body |= {"max_tokens": max_tokens, "repetition_penalty": 1.0}
         if logprobs:
             body |= {"logprobs": True, "top_logprobs": 20}

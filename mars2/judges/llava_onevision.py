@@ -23,7 +23,7 @@ from mars2.judges.images import image_digest, prepare
 from mars2.judges.llava_checkpoint import Checkpoint, describe, load_checkpoint
 from mars2.judges.prefix import Prefix, cache_argument
 from mars2.judges.prompts import IMAGE_MARK, NEW_TOKENS, NO_WORDS, YES_WORDS, Form
-from mars2.judges.recent import Recent
+from mars2.judges.recent import IMAGES_AT_ONCE, Recent
 from mars2.judges.room import halving, memory_need, require_room
 from mars2.judges.sources import ModelSource, find_model
 from mars2.judges.weights import DTYPES, count_parameters, resolve, stored_weights
@@ -33,9 +33,6 @@ PUBLISHED = "lmms-lab/llava-critic-7b"
 Layout = Literal["anyres", "pad"]
 """How two images are shown: each as tiles of its own size, the published protocol's way; or each as
 one padded square, which is what the model saw in training when there were several images."""
-
-IMAGES_AT_ONCE = 8
-"""Images that go through the vision tower together."""
 
 
 def chat_string(question: str) -> str:
@@ -146,45 +143,42 @@ class LlavaOnevisionJudge:
         A question is answered by its most likely first token if that is a yes or a no; otherwise
         text is generated and read. `p_yes` and `margin` are given where the first token decides.
         """
+        verdicts = dict(self.verdicts(questions))
+        return [verdicts[number] for number in range(len(questions))]
+
+    @torch.inference_mode()
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        """Give the number and the verdict of each question, a batch after the other."""
         shown = {id(image): image for q in questions for image in (q.reference, q.test)}
         digests = {key: image_digest(image) for key, image in shown.items()}
         groups: dict[tuple[str, str], list[int]] = {}
         for number, question in enumerate(questions):
             groups.setdefault((question.text, digests[id(question.reference)]), []).append(number)
-        verdicts: dict[int, Verdict] = {}
-        with torch.inference_mode():
-            features = self._see({digests[key]: image for key, image in shown.items()})
-            for (text, reference), numbers in groups.items():
-                before, between, after = chat_string(text).split(IMAGE_MARK)
-                prefix = self._read_prefix(before, reference, features[reference], between)
-                ending = self._embed(after)
-                endings = {
-                    number: torch.cat([features[digests[id(questions[number].test)]], ending])
-                    for number in numbers
-                }
-                for batch in self._batches(endings, prefix):
-                    rows = [
-                        _Row(number, row, questions[number].template.form)
-                        for number, row in batch.items()
-                    ]
-                    verdicts |= self._answer_in_room(rows, prefix)
-        return [verdicts[number] for number in range(len(questions))]
-
-    def _see(self, images: Mapping[str, Image.Image]) -> dict[str, Tensor]:
-        """Return the features (positions, hidden) of images by digest."""
-        known = {digest: self._features.get(digest) for digest in images}
-        new = [digest for digest, features in known.items() if features is None]
-        features = {digest: kept for digest, kept in known.items() if kept is not None}
-        for start in range(0, len(new), IMAGES_AT_ONCE):
-            part = new[start : start + IMAGES_AT_ONCE]
-            encoded = halving(self._encode, [prepare(images[digest]) for digest in part])
-            for digest, feature in zip(part, encoded, strict=True):
-                features[digest] = feature
-                self._features.put(digest, feature)
-        return features
+        features = self._features.of(
+            {digests[key]: image for key, image in shown.items()},
+            partial(halving, self._encode),
+            IMAGES_AT_ONCE,
+        )
+        for (text, reference), numbers in groups.items():
+            before, between, after = chat_string(text).split(IMAGE_MARK)
+            prefix = self._read_prefix(before, reference, features[reference], between)
+            ending = self._embed(after)
+            tests = {number: features[digests[id(questions[number].test)]] for number in numbers}
+            lengths = {number: len(test) + len(ending) for number, test in tests.items()}
+            for batch in self._batches(lengths, prefix):
+                rows = [
+                    _Row(
+                        number,
+                        torch.cat([tests[number], ending]),
+                        questions[number].template.form,
+                    )
+                    for number in batch
+                ]
+                yield from self._answer_in_room(rows, prefix)
 
     def _encode(self, images: list[Image.Image]) -> list[Tensor]:
         """Return what the language model gets of each image, (positions, hidden)."""
+        images = [prepare(image) for image in images]
         if self.layout == "pad":
             # transformers pads the images of one nested list, if they are two or more
             inputs = self._images([images + images[:1]], return_tensors="pt")
@@ -219,25 +213,26 @@ class LlavaOnevisionJudge:
             self._prefixes.put(key, prefix)
         return prefix
 
-    def _batches(
-        self, endings: Mapping[int, Tensor], prefix: Prefix
-    ) -> Iterator[dict[int, Tensor]]:
+    def _batches(self, lengths: Mapping[int, int], prefix: Prefix) -> Iterator[list[int]]:
         """Split rows so that each batch, padded, has at most `batch_positions` positions.
 
         Rows of like length go together, so that little of a batch is padding.
+
+        Args:
+            lengths: Positions after the prefix, by the row's number.
+            prefix: What all rows begin with.
         """
-        batch: dict[int, Tensor] = {}
-        longest = 0
-        for number, ending in sorted(endings.items(), key=lambda item: len(item[1])):
-            longest = max(longest, len(ending))
-            if batch and (len(batch) + 1) * (prefix.positions + longest) > self._batch_positions:
+        batch: list[int] = []
+        for number in sorted(lengths, key=lambda number: lengths[number]):  # the last is longest
+            positions = (len(batch) + 1) * (prefix.positions + lengths[number])
+            if batch and positions > self._batch_positions:
                 yield batch
-                batch, longest = {}, len(ending)
-            batch[number] = ending
+                batch = []
+            batch.append(number)
         yield batch
 
-    def _answer_in_room(self, rows: list[_Row], prefix: Prefix) -> dict[int, Verdict]:
-        """Return verdicts by question; batches that memory does not hold are halved, and stay so.
+    def _answer_in_room(self, rows: list[_Row], prefix: Prefix) -> Iterator[tuple[int, Verdict]]:
+        """Give numbers and verdicts; batches that memory does not hold are halved, and stay so.
 
         Raises:
             JudgeError: It does not hold a single question.
@@ -246,9 +241,11 @@ class LlavaOnevisionJudge:
         def shrink(count: int) -> None:
             longest = max(len(row.ending) for row in rows)
             self._batch_positions = count // 2 * (prefix.positions + longest)
+            self._features.clear()
+            self._prefixes.clear()
 
         verdicts = halving(lambda part: self._answer(part, prefix), rows, failed=shrink)
-        return dict(zip([row.number for row in rows], verdicts, strict=True))
+        return zip([row.number for row in rows], verdicts, strict=True)
 
     def _answer(self, rows: Sequence[_Row], prefix: Prefix) -> list[Verdict]:
         logits = self._first_logits([row.ending for row in rows], prefix)
@@ -270,8 +267,10 @@ class LlavaOnevisionJudge:
 
         Rows are padded on the right, where a causal model does not look.
         """
+        padded = pad_sequence(list(endings), batch_first=True)  # (rows, longest, hidden)
         hidden = self.model.model(
-            inputs_embeds=pad_sequence(list(endings), batch_first=True),
+            inputs_embeds=padded,
+            attention_mask=prefix.mask(padded.shape[1]),
             **{self._cache_argument: prefix.rows(len(endings))},
         ).last_hidden_state  # (rows, longest, hidden)
         rows = torch.arange(len(endings))

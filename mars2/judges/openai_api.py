@@ -9,8 +9,8 @@ import base64
 import io
 import math
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from PIL import Image
@@ -55,6 +55,8 @@ class OpenAIJudge:
         settings = settings or ServerSettings()
         url = check_base_url(base_url)
         self.id = f"openai:{model}@{server_name(url)}{f'#{revision}' if revision else ''}"
+        if settings.temperature:
+            self.id += f" temperature {settings.temperature:g}"
         self._url = str(url.copy_with(userinfo=b"")).rstrip("/")
         self._concurrency = settings.concurrency
         self._server = ChatServer(
@@ -63,6 +65,7 @@ class OpenAIJudge:
             key=key,
             timeout=settings.timeout,
             retries=settings.retries,
+            temperature=settings.temperature,
         )
 
     @classmethod
@@ -97,6 +100,15 @@ class OpenAIJudge:
         Raises:
             JudgeError: The server is not there, or refuses everything: it never gave an answer.
         """
+        verdicts = dict(self.verdicts(questions))
+        return [verdicts[number] for number in range(len(questions))]
+
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        """Give the number and the verdict of each question, as the server answers.
+
+        Raises:
+            JudgeError: As `ask`.
+        """
         images = {id(image): image for q in questions for image in (q.reference, q.test)}
         urls = {key: data_url(prepare(image)) for key, image in images.items()}
 
@@ -114,7 +126,8 @@ class OpenAIJudge:
         with self._server.open():
             pool = ThreadPoolExecutor(self._concurrency)
             try:
-                verdicts = dict(pool.map(answer, order))
+                for answered in as_completed([pool.submit(answer, number) for number in order]):
+                    yield answered.result()
             except BaseException:
                 self._server.stop()
                 raise
@@ -125,7 +138,6 @@ class OpenAIJudge:
                 f"no answer from {self._url}/chat/completions: {self._server.gone}; is the server "
                 f"running, is its base URL right, and the key in {KEY_VARIABLE}, if it needs one?"
             )
-        return [verdicts[number] for number in range(len(questions))]
 
     def _answer(self, question: Question, messages: list[dict[str, Any]]) -> Verdict:
         form = question.template.form

@@ -5,6 +5,8 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 
@@ -31,6 +33,18 @@ class Prefix:
             layer.keys = layer.keys.expand(count, -1, -1, -1)
             layer.values = layer.values.expand(count, -1, -1, -1)
         return rows
+
+    def mask(self, length: int) -> Tensor:
+        """Return what is added to attention's scores of rows that go on for so many positions.
+
+        (1, 1, length, positions + length), the same for all rows: zero where a position looks, at
+        the prefix and back in its own row. Left to itself, transformers makes truth values for each
+        row, which torch turns into such numbers again in every layer.
+        """
+        keys = self.cache.layers[0].keys
+        shape = (length, self.positions + length)
+        mask = torch.full(shape, -torch.inf, dtype=keys.dtype, device=keys.device)
+        return mask.triu_(self.positions + 1)[None, None]
 
 
 def cache_argument(model: Any) -> str:

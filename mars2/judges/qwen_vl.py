@@ -33,7 +33,7 @@ from mars2.judges.images import image_digest, prepare
 from mars2.judges.llava_checkpoint import load_tokenizer
 from mars2.judges.prefix import Prefix, cache_argument
 from mars2.judges.prompts import IMAGE_MARK, NEW_TOKENS, NO_WORDS, YES_WORDS, Form
-from mars2.judges.recent import Recent
+from mars2.judges.recent import IMAGES_AT_ONCE, Recent
 from mars2.judges.room import halving, memory_need, require_room
 from mars2.judges.sources import find_model, read_config
 from mars2.judges.weights import DTYPES, count_parameters, load_strictly, resolve, stored_weights
@@ -48,8 +48,6 @@ SYSTEM: Mapping[str, str] = {
 }
 """What each model's own chat template begins with."""
 IMAGE_TOKEN = "<|image_pad|>"
-IMAGES_AT_ONCE = 8
-"""Images that go through the vision tower together."""
 
 
 def chat_string(question: str, system: str) -> str:
@@ -189,26 +187,33 @@ class QwenVlJudge:
         A question is answered by its most likely first token if that is a yes or a no; otherwise
         text is generated and read. `p_yes` and `margin` are given where the first token decides.
         """
+        verdicts = dict(self.verdicts(questions))
+        return [verdicts[number] for number in range(len(questions))]
+
+    @torch.inference_mode()
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        """Give the number and the verdict of each question, a batch after the other."""
         shown = {id(image): image for q in questions for image in (q.reference, q.test)}
         digests = {key: image_digest(image) for key, image in shown.items()}
         groups: dict[tuple[str, str], list[int]] = {}
         for number, question in enumerate(questions):
             groups.setdefault((question.text, digests[id(question.reference)]), []).append(number)
-        verdicts: dict[int, Verdict] = {}
-        with torch.inference_mode():
-            seen = self._see({digests[key]: image for key, image in shown.items()})
-            for (text, reference), numbers in groups.items():
-                rows = []
-                for number in numbers:
-                    test = seen[digests[id(questions[number].test)]]
-                    inputs = self._inputs(text, torch.cat([seen[reference].grid, test.grid]))
-                    ids, start = inputs["input_ids"][0], self._test_start(inputs)
-                    places, _ = self.model.model.get_rope_index(**inputs)  # (3, 1, positions)
-                    rows.append(_Row(number, questions[number], test, ids, places[:, 0], start))
-                prefix = self._read_prefix((text, reference), seen[reference], rows[0])
-                for batch in self._batches(rows):
-                    verdicts |= self._answer_in_room(batch, prefix)
-        return [verdicts[number] for number in range(len(questions))]
+        seen = self._seen.of(
+            {digests[key]: image for key, image in shown.items()},
+            partial(halving, self._encode),
+            IMAGES_AT_ONCE,
+        )
+        for (text, reference), numbers in groups.items():
+            rows = []
+            for number in numbers:
+                test = seen[digests[id(questions[number].test)]]
+                inputs = self._inputs(text, torch.cat([seen[reference].grid, test.grid]))
+                ids, start = inputs["input_ids"][0], self._test_start(inputs)
+                places, _ = self.model.model.get_rope_index(**inputs)  # (3, 1, positions)
+                rows.append(_Row(number, questions[number], test, ids, places[:, 0], start))
+            prefix = self._read_prefix((text, reference), seen[reference], rows[0])
+            for batch in self._batches(rows):
+                yield from self._answer_in_room(batch, prefix)
 
     def _read_prefix(self, key: tuple[str, str], reference: _Seen, row: _Row) -> Prefix:
         """Return keys and values of all that stands before the test image, in any of its rows."""
@@ -243,8 +248,8 @@ class QwenVlJudge:
             batch.append(row)
         yield batch
 
-    def _answer_in_room(self, rows: list[_Row], prefix: Prefix) -> dict[int, Verdict]:
-        """Return verdicts by question; batches that memory does not hold are halved, and stay so.
+    def _answer_in_room(self, rows: list[_Row], prefix: Prefix) -> Iterator[tuple[int, Verdict]]:
+        """Give numbers and verdicts; batches that memory does not hold are halved, and stay so.
 
         Raises:
             JudgeError: It does not hold a single question.
@@ -252,9 +257,11 @@ class QwenVlJudge:
 
         def shrink(count: int) -> None:
             self._batch_positions = count // 2 * max(len(row.ids) for row in rows)
+            self._seen.clear()
+            self._prefixes.clear()
 
         verdicts = halving(lambda part: self._answer(part, prefix), rows, failed=shrink)
-        return dict(zip([row.number for row in rows], verdicts, strict=True))
+        return zip([row.number for row in rows], verdicts, strict=True)
 
     def _answer(self, rows: Sequence[_Row], prefix: Prefix) -> list[Verdict]:
         return [
@@ -280,6 +287,7 @@ class QwenVlJudge:
         places = pad_sequence([row.places[:, row.start :].T for row in rows])  # (longest, rows, 3)
         hidden = self.model.model(
             input_ids=ids,
+            attention_mask=prefix.mask(ids.shape[1]),
             position_ids=places.permute(2, 1, 0),
             mm_encoder_outputs={"image": _together([row.test for row in rows])},
             **{self._cache_argument: prefix.rows(len(rows))},
@@ -292,19 +300,6 @@ class QwenVlJudge:
         """Return where the test image's `<|vision_start|>` stands."""
         begin = token_id(self._tokenizer, "<|vision_start|>", self.id)
         return int((inputs["input_ids"][0] == begin).nonzero()[-1])
-
-    def _see(self, images: Mapping[str, Image.Image]) -> dict[str, _Seen]:
-        """Return what the language model gets of images, by digest."""
-        known = {digest: self._seen.get(digest) for digest in images}
-        new = [digest for digest, one in known.items() if one is None]
-        seen = {digest: kept for digest, kept in known.items() if kept is not None}
-        for start in range(0, len(new), IMAGES_AT_ONCE):
-            part = new[start : start + IMAGES_AT_ONCE]
-            encoded = halving(self._encode, [images[digest] for digest in part])
-            for digest, one in zip(part, encoded, strict=True):
-                seen[digest] = one
-                self._seen.put(digest, one)
-        return seen
 
     def _encode(self, images: list[Image.Image]) -> list[_Seen]:
         patches, grids = self._cut(images)

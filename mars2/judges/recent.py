@@ -1,10 +1,14 @@
 """Keeps what was computed last, up to a total size."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Generic, TypeVar
 
+A = TypeVar("A")
 V = TypeVar("V")
+
+IMAGES_AT_ONCE = 8
+"""Images that go through a vision tower together."""
 
 
 class Recent(Generic[V]):
@@ -34,3 +38,27 @@ class Recent(Generic[V]):
         while total > self._capacity and len(self._values) > 1:
             _, dropped = self._values.popitem(last=False)
             total -= self._size(dropped)
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._values.clear()
+
+    def of(
+        self, given: Mapping[str, A], compute: Callable[[list[A]], list[V]], at_once: int
+    ) -> dict[str, V]:
+        """Return the values of what is given, by key; what is not kept is computed, and kept.
+
+        Args:
+            given: What to compute a value of, by key.
+            compute: Returns a value for each of some.
+            at_once: Most that it is given together.
+        """
+        known = {key: self.get(key) for key in given}
+        values = {key: value for key, value in known.items() if value is not None}
+        new = [key for key in given if key not in values]
+        for start in range(0, len(new), at_once):
+            part = new[start : start + at_once]
+            for key, value in zip(part, compute([given[key] for key in part]), strict=True):
+                values[key] = value
+                self.put(key, value)
+        return values

@@ -13,6 +13,8 @@ from mars2.judges.errors import JudgeError
 
 QUESTION_POSITIONS = 7500
 """Text and image tokens of the longest usual question: two square images of 512 pixels."""
+IMAGES_SHOWN = 40
+"""Images whose features are held at a time: those of a batch that is scored, and references."""
 
 ADVICE = (
     "free memory, take a GPU with more, --dtype float16 (half of float32), a smaller judge "
@@ -29,7 +31,8 @@ class Need:
 
     Attributes:
         weights: Of its parameters.
-        working: For one question, about: keys and values, and the widest layer's numbers.
+        working: About: images' features, and of one question keys, values and the widest layer's
+            numbers.
     """
 
     weights: int
@@ -49,13 +52,47 @@ def memory_need(config: Any, parameters: int, dtype: torch.dtype) -> Need:
     # the prefix is kept and copied, the question's own follow: one and a half questions
     kept = QUESTION_POSITIONS * 3 // 2 * cached
     widest = QUESTION_POSITIONS * (3 * text.intermediate_size + 6 * text.hidden_size)
-    return Need(parameters * dtype.itemsize, (kept + widest) * dtype.itemsize)
+    features = IMAGES_SHOWN * QUESTION_POSITIONS // 2 * text.hidden_size
+    return Need(parameters * dtype.itemsize, (kept + widest + features) * dtype.itemsize)
 
 
 def free_memory(device: str) -> int | None:
-    """Return the free memory of a GPU, or of this machine, bytes; None where it is not told."""
+    """Return the free memory of a GPU, or of this machine, bytes; None where it is not told.
+
+    Where a container or a batch job may take less than the machine has, that is what is free.
+    """
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
+    told = [free for free in (_free_in_machine(), free_in_group()) if free is not None]
+    return min(told, default=None)
+
+
+def free_in_group(groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return what this process's control groups (Linux, version 2) leave it, bytes; None: no limit.
+
+    Args:
+        groups: Where the kernel shows them.
+    """
+    try:
+        named = re.search(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    own = groups / (named[1] if named else "")
+    left = []
+    for folder in (own, *(parent for parent in own.parents if parent.is_relative_to(groups))):
+        try:
+            limit, used = (
+                int((folder / name).read_text()) for name in ("memory.max", "memory.current")
+            )
+            stat = (folder / "memory.stat").read_text()
+        except (OSError, ValueError):  # no such group here, or no limit: "max"
+            continue
+        cached = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)
+        left.append(max(0, limit - used + (int(cached[1]) if cached else 0)))
+    return min(left, default=None)
+
+
+def _free_in_machine() -> int | None:
     try:
         told = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:

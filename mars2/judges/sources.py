@@ -71,9 +71,18 @@ def folder_revision(folder: Path, files: Sequence[str] = MODEL_FILES) -> str:
     """Return 12 hex of the sha256 over names and contents of a model's files."""
     whole = hashlib.sha256()
     for path in sorted({path for pattern in files for path in folder.glob(pattern)}):
-        state = path.stat()
-        whole.update(f"{path.name} {_digest(path, state.st_mtime_ns, state.st_size)}\n".encode())
+        whole.update(f"{path.name} {_digest_now(path)}\n".encode())
     return whole.hexdigest()[:12]
+
+
+def file_revision(path: Path) -> str:
+    """Return 12 hex of the sha256 of a file."""
+    return _digest_now(path)[:12]
+
+
+def _digest_now(path: Path) -> str:
+    state = path.stat()
+    return _digest(path, state.st_mtime_ns, state.st_size)
 
 
 @lru_cache(maxsize=256)

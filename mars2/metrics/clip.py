@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from mars2.judges import JudgeError
-from mars2.judges.sources import folder_revision
+from mars2.judges.sources import file_revision, folder_revision
 from mars2.metrics import Evaluated, Progress, Score
 from mars2.metrics.features import ImageFeatures, unit
 
@@ -61,8 +61,9 @@ class ClipMetric:
         """Return the metric with an open_clip model.
 
         Args:
-            source: ``ARCHITECTURE:PRETRAINED``, such as ``ViT-B-32-quickgelu:openai``, or
-                ``local-dir:FOLDER`` with open_clip_config.json and safetensors weights in it.
+            source: ``ARCHITECTURE:PRETRAINED``, such as ``ViT-B-32-quickgelu:openai``, where
+                PRETRAINED may be a file, too; or ``local-dir:FOLDER`` with open_clip_config.json
+                and safetensors weights in it.
             device: As torch names it; "auto": a GPU if there is one.
             batch_size: Images at once.
 
@@ -72,6 +73,7 @@ class ClipMetric:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         name, pretrained = _parse(source)
+        shown = shown_name(source)
         try:
             model, _, preprocess = open_clip.create_model_and_transforms(
                 name, pretrained=pretrained, precision="fp32", require_pretrained=True
@@ -79,7 +81,6 @@ class ClipMetric:
             tokenize = open_clip.get_tokenizer(name)
         except (OSError, ValueError, RuntimeError) as error:
             raise JudgeError(f"CLIP model {source} cannot be loaded: {error}") from error
-        shown = shown_name(source)
         settings = open_clip.get_model_preprocess_cfg(model)
         used = " ".join(f"{key}={_short(settings[key])}" for key in sorted(settings))
         return cls(
@@ -134,16 +135,33 @@ class ClipMetric:
 
 
 def shown_name(source: str) -> str:
-    """Return a model's name as ids begin with it; a folder's has the revision of its files.
+    """Return a model's name and the revision of its weights, as ids begin.
 
     Raises:
-        JudgeError: It is no name of a model.
+        JudgeError: It is no name of a model, or its weights cannot be had.
     """
-    name, _ = _parse(source)
-    if not name.startswith(LOCAL):
-        return source
-    folder = Path(name.removeprefix(LOCAL))
-    return f"{folder.name}@{folder_revision(folder, LOCAL_FILES)}"
+    name, pretrained = _parse(source)
+    if pretrained is None:
+        folder = Path(name.removeprefix(LOCAL))
+        return f"{folder.name}@{folder_revision(folder, LOCAL_FILES)}"
+    path = _weights(name, pretrained)
+    shown = pretrained if path != Path(pretrained) else path.name
+    return f"{name}:{shown}@{file_revision(path)}"
+
+
+def _weights(name: str, pretrained: str) -> Path:
+    """Return the file of a model's weights, which is downloaded once if it is not here."""
+    published = open_clip.get_pretrained_cfg(name, pretrained)
+    try:
+        path = Path(open_clip.download_pretrained(published) if published else pretrained)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise JudgeError(f"CLIP model {name}:{pretrained} cannot be loaded: {error}") from error
+    if not path.is_file():
+        raise JudgeError(
+            f"CLIP model {name}:{pretrained} cannot be loaded: there is no such file; open_clip "
+            f"knows of {name}: {', '.join(open_clip.list_pretrained_tags_by_model(name)) or '-'}"
+        )
+    return path
 
 
 def _parse(source: str) -> tuple[str, str | None]:

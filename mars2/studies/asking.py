@@ -74,7 +74,7 @@ def plan_variants(others: Mapping[str, str] | None = None, *, forms: bool = True
 
     Args:
         others: Names of other judges that are asked the usual questions, and the family of each:
-            "judge", or "dtype" or "layout" if it is the same one in another.
+            "judge", or "dtype", "layout" or "temperature" if it is the same one in another.
         forms: Whether to ask for explanations and scores, which take many more tokens.
     """
     usual = choose(TEMPLATES)

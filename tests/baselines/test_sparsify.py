@@ -85,3 +85,13 @@ def test_drop_draws_nothing_at_density_1_and_the_same_for_every_precision():
 def test_drop_refuses(density: float | torch.Tensor):
     with pytest.raises(AdapterError, match=r"\(0, 1\]"):
         drop(torch.ones(2), density, torch.Generator())
+
+
+def test_drop_gives_the_draws_of_bernoulli():
+    tensor = torch.randn(33, 65, generator=torch.Generator().manual_seed(0))
+    for density in (0.5, 0.3, 1 / 3, 0.001):
+        kept = torch.bernoulli(
+            torch.full(tensor.shape, density), generator=torch.Generator().manual_seed(4)
+        )
+        dropped = drop(tensor, density, torch.Generator().manual_seed(4))
+        assert torch.equal(dropped, tensor * kept / density)

@@ -246,6 +246,9 @@ def spoil(path: Path) -> None:
         (None, ("--judge", "foo:bar"), "'foo'"),
         (None, ("--layout", "foo"), "layout is 'foo'"),
         (None, ("--prompts", "/none.toml"), "/none.toml"),
+        (None, ("--judge", "openai:critic"), "has no server: give --base-url"),
+        (None, ("--base-url", "http://localhost:1/v1"), "asks no server"),
+        (None, ("--judge-temperature", "0.5"), "leave out temperature 0.5"),
         (lambda w: (w.folder / "ink_0.png").unlink(), (), "reference images are missing"),
     ],
 )
@@ -253,6 +256,7 @@ def test_bad_runs_are_one_line_and_exit_code_2(
     cli: Cli, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change, arguments, words: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     if change:
         change(world)
     given = {"--suite": world.suite, "--method": "average", "--device": "cpu"}

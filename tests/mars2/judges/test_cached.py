@@ -5,7 +5,7 @@ import sqlite3
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -146,6 +146,39 @@ def test_what_was_answered_before_a_failure_is_kept(
     assert [q.test.getpixel((0, 0))[2] for q in judge.asked] == [4, 5]
 
 
+def test_each_verdict_of_a_judge_that_gives_them_as_they_come_is_kept(cache: AnswerCache) -> None:
+    class Streaming(Counting):
+        def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+            for number in reversed(range(len(questions))):
+                if number == 0:
+                    raise KeyboardInterrupt
+                yield number, self.ask([questions[number]])[0]
+
+    asked = [question((0, 0, level)) for level in range(4)]
+    with pytest.raises(KeyboardInterrupt):
+        CachedJudge(Streaming(), cache).ask(asked)
+    judge = Counting()
+    assert len(CachedJudge(judge, cache).ask(asked)) == 4
+    assert [q.test.getpixel((0, 0))[2] for q in judge.asked] == [0]
+
+
+def test_a_slow_judges_verdicts_are_written_before_it_ends(
+    cache: AnswerCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mars2.judges.cached.KEEP_AFTER", 0.0)
+    there = []
+
+    class Streaming(Counting):
+        def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+            for number, one in enumerate(questions):
+                time.sleep(0.001)
+                yield number, self.ask([one])[0]
+                there.append(sum(kept.answers for kept in cache.kept()))
+
+    CachedJudge(Streaming(), cache).ask([question((0, 0, level)) for level in range(3)])
+    assert there == [1, 2, 3]
+
+
 def test_verdicts_come_back_as_they_were(cache: AnswerCache) -> None:
     given = {
         "a": Verdict(True, 0.1 + 0.2, -1 / 3, "Yes, «both»\n"),
@@ -224,11 +257,13 @@ def test_a_judge_loaded_by_name_keeps_its_answers(
     spec = f"llava_onevision:{tiny_llava}"
     plain = load_judge(spec, device="cpu")
     kind = type(plain)
-    monkeypatch.setattr(kind, "ask", lambda self, questions: Counting().ask(questions))
+    monkeypatch.setattr(
+        kind, "verdicts", lambda self, questions: enumerate(Counting().ask(questions))
+    )
     asked = [question("green"), question("black")]
     expected = plain.ask(asked)
     assert load_judge(spec, device="cpu", cache=True).ask(asked) == expected
-    monkeypatch.setattr(kind, "ask", None)
+    monkeypatch.setattr(kind, "verdicts", None)
     judge = load_judge(spec, device="cpu", cache=True)
     assert judge.ask(asked) == expected
     assert (judge.id, judge.published) == (plain.id, False)

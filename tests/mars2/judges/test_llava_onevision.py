@@ -92,9 +92,8 @@ def test_logits_equal_a_direct_forward(
 def test_rows_of_like_length_are_a_batch(judges, monkeypatch):
     judge = judges["transformers", "anyres"]
     monkeypatch.setattr(judge, "_batch_positions", 30)
-    endings = {number: torch.zeros(length, 2) for number, length in enumerate((5, 1, 5, 1))}
-    batches = [list(batch) for batch in judge._batches(endings, Prefix(DynamicCache(), 10))]
-    assert batches == [[1, 3], [0, 2]]
+    lengths = dict(enumerate((5, 1, 5, 1)))
+    assert [*judge._batches(lengths, Prefix(DynamicCache(), 10))] == [[1, 3], [0, 2]]
 
 
 def test_layouts_differ(judges, pictures):
@@ -255,7 +254,7 @@ def test_batches_are_halved_on_out_of_memory_and_stay_so(judges, pictures, monke
     monkeypatch.setattr(judge, "_first_logits", little_memory)
     monkeypatch.setattr(judge, "_encode", little_memory_for_vision)
     monkeypatch.setattr(judge, "_batch_positions", judge._batch_positions)
-    judge._features._values.clear()
+    judge._features.clear()
     assert judge.ask(questions) == expected
     assert asked[:4] == [10, 5, 2, 3]
     assert max(seen) > 4

@@ -33,8 +33,17 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from benchmark_data.load import load_suite
 from benchmark_data.references import open_image
 from mars2.cli import main
-from mars2.judges import TEMPLATES, JudgeError, Question, ServerSettings, Verdict, load_judge
+from mars2.judges import (
+    TEMPLATES,
+    JudgeError,
+    Question,
+    ServerSettings,
+    Verdict,
+    identify_judge,
+    load_judge,
+)
 from mars2.judges import chat_server as chat_server_module
+from mars2.judges.cached import AnswerCache, CachedJudge
 from mars2.judges.chat_server import read_reply, wait_asked_for
 from mars2.judges.images import prepare
 from mars2.judges.llava_onevision import chat_string
@@ -254,6 +263,18 @@ def test_the_id_tells_the_revision_that_the_server_tells(
 def test_a_list_of_models_that_is_none_tells_no_revision(serve: Serve, models) -> None:
     server = serve(lambda number, body: "Yes", models=models)
     assert judge_of(server).id == f"openai:critic@127.0.0.1:{server.port}"
+
+
+def test_a_temperature_is_asked_for_and_makes_another_judge(serve: Serve, own_cache: Path) -> None:
+    server = serve(lambda number, body: "Yes" if body["temperature"] == 0 else "No")
+    usual, warm = judge_of(server), judge_of(server, temperature=0.7)
+    assert warm.id == f"{usual.id} temperature 0.7"
+    settings = ServerSettings(base_url=server.url, temperature=0.7)
+    assert identify_judge("openai:critic", server=settings) == warm.id
+    for judge, answer in ((usual, True), (warm, False)):
+        (verdict,) = CachedJudge(judge, AnswerCache()).ask([question()])
+        assert verdict.answer is answer
+    assert [body["temperature"] for body in server.bodies] == [0, 0.7]
 
 
 def test_two_servers_share_no_answer(serve: Serve, own_cache: Path) -> None:
@@ -574,8 +595,12 @@ def test_a_server_that_refuses_everything(serve: Serve) -> None:
 
 
 def test_questions_are_asked_at_once_and_answered_in_order(serve: Serve) -> None:
+    together = threading.Barrier(4)
+
     def answer(number: int, body: Body) -> object:
-        time.sleep(0.1 if grey_of(body) % 3 else 0.05)
+        if number < 4:
+            together.wait(timeout=15)
+        time.sleep(0.02 if grey_of(body) % 3 else 0.01)
         return "Yes" if grey_of(body) % 2 else "No"
 
     server = serve(answer)
@@ -627,6 +652,9 @@ def test_settings_out_of_range_are_refused() -> None:
     for change in ({"timeout": 0.0}, {"timeout": math.nan}, {"concurrency": 0}, {"retries": -1}):
         with pytest.raises(JudgeError, match="give more than 0 seconds"):
             ServerSettings(**change)
+    for temperature in (-0.1, math.nan, math.inf):
+        with pytest.raises(JudgeError, match=r"temperature is .*; give 0 or more"):
+            ServerSettings(temperature=temperature)
 
 
 def test_a_local_judge_takes_no_server(tmp_path: Path) -> None:
@@ -635,6 +663,8 @@ def test_a_local_judge_takes_no_server(tmp_path: Path) -> None:
     for judge in (f"scripted:{tmp_path / 'answers.json'}", f"llava_onevision:{tmp_path}"):
         with pytest.raises(JudgeError, match="asks no server"):
             load_judge(judge, server=server)
+        with pytest.raises(JudgeError, match=r"leave out temperature 0\.5"):
+            load_judge(judge, server=ServerSettings(temperature=0.5))
 
 
 def test_a_key_with_odd_characters_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

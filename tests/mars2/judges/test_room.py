@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from mars2.judges import JudgeError, load_judge, room
-from mars2.judges.room import Need, free_memory, halving, memory_need, require_room
+from mars2.judges.room import (
+    Need,
+    free_in_group,
+    free_memory,
+    halving,
+    memory_need,
+    require_room,
+)
 
 GIB = 2**30
 
@@ -21,7 +28,8 @@ def test_need_by_hand():
     keys_and_values = 2 * 3 * 2 * (20 // 4)  # both, layers, heads, width of a head
     widest = 3 * 50 + 6 * 20
     assert need.weights == 2000
-    assert need.working == 2 * (11250 * keys_and_values + 7500 * widest)
+    features = 40 * 3750 * 20
+    assert need.working == 2 * (11250 * keys_and_values + 7500 * widest + features)
     assert need.total == need.weights + need.working
 
 
@@ -42,6 +50,21 @@ def test_free_memory_of_this_machine_is_some():
     free = free_memory("cpu")
     assert free is not None
     assert free > 2**20
+
+
+def test_a_containers_limit_counts(tmp_path, monkeypatch):
+    assert free_in_group(tmp_path) is None
+    for name, content in (
+        ("memory.max", str(4 * GIB)),
+        ("memory.current", str(3 * GIB)),
+        ("memory.stat", f"anon 5\ninactive_file {GIB // 2}\nactive_file 9\n"),
+    ):
+        (tmp_path / name).write_text(f"{content}\n")
+    assert free_in_group(tmp_path) == GIB + GIB // 2
+    monkeypatch.setattr(room, "free_in_group", lambda: 7)
+    assert free_memory("cpu") == 7
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_in_group(tmp_path) is None
 
 
 def test_free_memory_of_a_gpu_is_torchs(monkeypatch):

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTModel
 
 from mars2.judges import JudgeError
-from mars2.metrics.clip import ClipMetric
+from mars2.metrics import MetricSettings, identify_metric
+from mars2.metrics.clip import ClipMetric, shown_name
 from mars2.metrics.dino import DinoMetric
 from mars2.metrics.features import ImageFeatures, mean_cosine, unit
 
@@ -185,10 +186,42 @@ def test_ids_tell_model_and_preprocessing(clip, dino, tiny_clip, tmp_path):
     assert ClipMetric.load(f"local-dir:{copy}", device="cpu").id != clip.id
 
 
+def test_scores_by_other_weights_of_the_same_name_are_noticed(
+    clip, dino, tiny_clip, tiny_dino, tmp_path
+):
+    for name, metric, folder, weights, changed in (
+        ("clip", clip, tiny_clip, "open_clip_model.safetensors", "logit_scale"),
+        ("dino", dino, tiny_dino, "model.safetensors", "embeddings.cls_token"),
+    ):
+        copy = tmp_path / folder.name
+        copy.mkdir()
+        for path in folder.iterdir():
+            (copy / path.name).write_bytes(path.read_bytes())
+        source = f"local-dir:{copy}" if name == "clip" else str(copy)
+        settings = MetricSettings(**{name: source})
+        assert identify_metric(name, settings).matches(metric.id)
+        tensors = load_file(copy / weights)
+        tensors[changed] = tensors[changed] + 1
+        save_file(tensors, copy / weights, metadata={"format": "pt"})
+        assert not identify_metric(name, settings).matches(metric.id)
+
+
+def test_open_clips_own_models_are_known_by_their_weights_too(monkeypatch, tmp_path):
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"one")
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda published: str(weights))
+    one = shown_name("ViT-B-32-quickgelu:openai")
+    assert one.startswith("ViT-B-32-quickgelu:openai@7692c3ad3540")  # sha256 of b"one"
+    assert shown_name(f"ViT-B-32:{weights}") == "ViT-B-32:model.pt@7692c3ad3540"
+    weights.write_bytes(b"two!")
+    assert shown_name("ViT-B-32-quickgelu:openai") != one
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
         ("ViT-B-32-quickgelu", "names no weights"),
+        ("ViT-B-32:nowhere.pt", "no such file; open_clip knows of ViT-B-32: openai"),
         ("ViT-B-33:openai", "cannot be loaded"),
         ("local-dir:nowhere", "no open_clip_config.json"),
     ],
