@@ -56,7 +56,7 @@ CLASSES = (
     len(FAMILIES),
     len(LOOKS),
 )
-HALF = 0.14  # share of the questions about a style whose picture has lost half of it
+HALF = 0.06  # share of the questions about a style whose picture has lost half of it
 MIDDLE = 2  # the language model's layer after which both pictures are named
 _GREY = [FAMILIES.index(family) for family in MONOCHROME]
 
