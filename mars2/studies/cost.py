@@ -20,6 +20,7 @@ from mars2.store import Cost, RunStore
 from mars2.studies.result import STYLE, Result, Sheet, Value
 
 PAIRS = (1, 10, 100, 1000)
+NAMED_CURVES = 6
 
 
 @dataclass(frozen=True)
@@ -243,14 +244,24 @@ def _text(
 def _figure(found: Mapping[str, _Costs], names: Mapping[str, str]) -> Figure:
     shown = {label: one for label, one in found.items() if names[label] not in CONTROLS} or found
     grid = np.unique(np.round(np.logspace(0, 4, 60))).astype(int)
+    curves = {
+        label: (one.once or 0) + grid * (one.stages["merge"] or 0) for label, one in shown.items()
+    }
+    # of the first pair, so that what is trained once is named; the rest lie close together below
+    named = sorted(curves, key=lambda label: -curves[label][0])[:NAMED_CURVES]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.5, 3.9), layout="constrained")
+        height = max(3.9, 0.22 * len(shown) + 1.3)
+        figure = Figure(figsize=(9.5, height), layout="constrained")
         left, right = figure.subplots(1, 2)
-        for place, (label, one) in enumerate(shown.items()):
+        others = [label for label in curves if label not in named]
+        for label in others:
+            left.plot(grid, curves[label], color="0.8", linewidth=1)
+        for place, label in enumerate(label for label in curves if label in named):
             color = COLORS[place % len(COLORS)]
             style = "-" if place % 2 == 0 else "--"  # of two that lie on each other both are seen
-            totals = [(one.once or 0) + number * (one.stages["merge"] or 0) for number in grid]
-            left.plot(grid, totals, style, color=color, label=label)
+            left.plot(grid, curves[label], style, color=color, label=label)
+        if others:
+            left.plot([], [], color="0.8", linewidth=1, label=f"{len(others)} others")
         left.set_xscale("log")
         left.set_yscale("log")
         left.set_xlabel("pairs")
@@ -270,6 +281,5 @@ def _figure(found: Mapping[str, _Costs], names: Mapping[str, str]) -> Figure:
         right.set_xlabel("seconds a pair")
         right.set_title("A pair, by stage", fontweight="bold")
         handles, texts = right.get_legend_handles_labels()
-        right.legend(handles, texts, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18),
-                     ncols=4)  # fmt: skip
+        figure.legend(handles, texts, fontsize=8, loc="outside lower right", ncols=4)
         return figure

@@ -23,6 +23,7 @@ from benchmark_data.miniworld.measure.suite import (
     correlations,
     method_means,
     rank_agreement,
+    rank_truth,
     truths_by_method,
 )
 from benchmark_data.miniworld.train import autoencoder
@@ -199,3 +200,18 @@ def test_rank_agreement_leaves_controls_aside_and_is_kendalls() -> None:
     halves = [method_means(found, "mars2", seeds) for seeds in (range(4), range(4, 8))]
     expected = stats.kendalltau(*[[half[m] for m in "abcd"] for half in halves]).statistic
     assert rank_agreement(found) == pytest.approx(expected, abs=1e-12)
+
+
+def test_rank_truth_compares_each_scores_ranking_with_the_truths() -> None:
+    rng = np.random.default_rng(1)
+    found = []
+    for method, share in (("a", 0.1), ("b", 0.4), ("c", 0.6), ("d", 0.9), ("base", 0.0)):
+        for seed in range(12):
+            right = bool(rng.random() < share)
+            scores = {"mars2": float(rng.random() < share), "dino": -float(right)}
+            found.append(Image(method, "a_x", seed, {"both": right}, scores))
+    judged = method_means(found, "mars2", range(12))
+    shares = {m: np.mean([i.truth["both"] for i in found if i.method == m]) for m in "abcd"}
+    expected = stats.kendalltau([judged[m] for m in "abcd"], list(shares.values())).statistic
+    assert rank_truth(found)["mars2"] == pytest.approx(expected, abs=1e-12)
+    assert rank_truth(found)["dino"] == -1

@@ -25,6 +25,7 @@ from benchmark_data.miniworld.measure.suite import (
     agreement,
     correlations,
     rank_agreement,
+    rank_truth,
     read_run,
     truths_by_method,
 )
@@ -46,7 +47,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=PACKAGE / "weights", help="weights folder")
     parser.add_argument("--work", type=Path, default=Path("training"), help="drawings, classifier")
     parser.add_argument("--out", type=Path, default=Path("runs/measure"), help="figures, pictures")
-    parser.add_argument("--run", type=Path, help="scored run folder, for the part `suite`")
+    parser.add_argument(
+        "--run", type=Path, action="append", help="scored run folder, for the part `suite`; repeat"
+    )
     parser.add_argument("--images", type=int, default=1000, help="of the part `base`, in all")
     parser.add_argument("--each", type=int, default=20, help="images of the part `loras`, a prompt")
     parser.add_argument("--seed", type=int, default=0)
@@ -76,11 +79,14 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
     if part == "classifier":
         return _classifier(classifier, seed)
     if part == "suite":
-        images = read_run(RunStore.open(chosen.run), classifier)
+        images = [
+            image for run in chosen.run for image in read_run(RunStore.open(run), classifier)
+        ]
         return {
             "truth by method": truths_by_method(images),
             "judge agrees with the truth": agreement(images),
             "rank agreement of the seeds' halves": rank_agreement(images),
+            "rank agreement with the truth": rank_truth(images),
             "correlation with the truth": correlations(images, seed=seed),
         }
     generation = load_suite("miniworld").generation

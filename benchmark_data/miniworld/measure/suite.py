@@ -126,8 +126,26 @@ def rank_agreement(images: Sequence[Image], metric: str = "mars2") -> float | No
     seeds = sorted({image.seed for image in images})
     halves = [seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]]
     first, second = (method_means(images, metric, half) for half in halves)
+    return _tau(first, second)
+
+
+def rank_truth(images: Sequence[Image]) -> dict[str, float | None]:
+    """Kendall's tau-b of each score's ranking of the methods (controls aside) with the truth's.
+
+    The truth is the share of a method's images in which subject and style are both right.
+    """
+    shares: dict[str, list[float]] = {}
+    for image in images:
+        shares.setdefault(image.method, []).append(float(image.truth["both"]))
+    truth = {method: float(np.mean(values)) for method, values in shares.items()}
+    seeds = sorted({image.seed for image in images})
+    metrics = dict.fromkeys(name for image in images for name in image.scores)
+    return {metric: _tau(method_means(images, metric, seeds), truth) for metric in metrics}
+
+
+def _tau(first: Mapping[str, float], second: Mapping[str, float]) -> float | None:
     methods = [method for method in first if method not in CONTROLS and method in second]
-    a, b = (np.round([half[m] for m in methods], 9) for half in (first, second))
+    a, b = (np.round([means[m] for m in methods], 9) for means in (first, second))
     i, j = np.triu_indices(len(methods), 1)
     signs_a, signs_b = np.sign(a[i] - a[j]), np.sign(b[i] - b[j])
     total = np.sqrt((signs_a != 0).sum() * (signs_b != 0).sum())
