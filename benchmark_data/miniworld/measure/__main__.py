@@ -79,9 +79,7 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
     if part == "classifier":
         return _classifier(classifier, seed)
     if part == "suite":
-        images = [
-            image for run in chosen.run for image in read_run(RunStore.open(run), classifier)
-        ]
+        images = [image for run in chosen.run for image in read_run(RunStore.open(run), classifier)]
         return {
             "truth by method": truths_by_method(images),
             "judge agrees with the truth": agreement(images),
