@@ -130,5 +130,7 @@ class _Truncation:
 
     def said(self) -> str:
         """A sentence for the metadata, once all updates are cut."""
+        if self.after == self.before:
+            return f"to rank {self.rank} at most, which none of the layers passed"
         kept = f"{100 * self.after / self.before:.2f} %" if self.before else "all"
         return f"to rank {self.rank}, which keeps {kept} of the squared norm"

@@ -97,7 +97,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_tutorial_ends_with_two_rows_in_the_table(tmp_path: Path) -> None:
     page = ROOT / "docs" / "tutorial.md"
     python, bash = blocks(page, "python"), blocks(page, "bash")
-    assert len(python) == 3
+    assert len(python) == 4
     assert len(bash) == 3
     program = Path(sys.executable).with_name("mars2")
 
@@ -119,6 +119,9 @@ def test_the_tutorial_ends_with_two_rows_in_the_table(tmp_path: Path) -> None:
     assert "halves" in shell(bash[1])
     (tmp_path / "louder.py").write_text(python[1])
     subprocess.run([sys.executable, "-c", python[2]], check=True, cwd=tmp_path)
+    (tmp_path / "named.py").write_text(python[3])
+    checks = python[2].replace("louder", "by_attention").replace("by_attention  #", "named  #")
+    subprocess.run([sys.executable, "-c", checks], check=True, cwd=tmp_path)
     before = {
         path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("images/**/*.png")
     }

@@ -30,12 +30,9 @@ def demo(
     ],
 ) -> None:
     """Run the main job on the miniature world, which comes with MARS2."""
-    import torch
-
     from benchmark_data.load import load_suite
     from mars2.run import prepare
 
-    torch.set_num_threads(1)  # models so small lose by more threads: 74 s with one
     plan = prepare(SUITE, load_suite(SUITE), CHOICES)
     folder = _own_folder(out, plan.spec)
     if folder != out:

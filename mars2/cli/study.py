@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mars2.cli import work
 from mars2.cli.options import (
     BaseUrl,
     Clip,
@@ -189,6 +190,7 @@ def failures(
     store = RunStore.open(run)
     references = find_references(store, suite)
     loaded = load_suite(_suite_of(store, suite))
+    work.fit_threads(loaded.models.judge, dino or loaded.models.dino)
     embedder = DinoMetric.load(dino or loaded.models.dino, device=device)
     asked = load_judge(loaded.models.judge, device=device, cache=True) if leak else None
     result = study_failures(
@@ -390,6 +392,7 @@ def prompts(
     )
     if dry_run:
         return
+    work.fit_threads(name)
     asked = load_judge(name, dtype=dtype, device=device, layout=layout, server=server)
     with tqdm(total=plan.questions, desc="ask", unit="question", disable=None) as bar:
         result = study_prompts(

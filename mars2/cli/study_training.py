@@ -253,7 +253,6 @@ class _Bench:
         from tqdm import tqdm
 
         from mars2.cli.train import show_step
-        from mars2.run import load_denoiser
 
         denoiser = None
         trained = []
@@ -261,7 +260,7 @@ class _Bench:
             done = shop.find(one)
             if done is None:
                 if denoiser is None:
-                    denoiser = load_denoiser(
+                    denoiser = work.load_denoiser(
                         self.suite, self.model, dtype=self.dtype, device=self.device
                     )
                 name = f"{number}/{len(trainings)} {one.label}"

@@ -11,7 +11,7 @@ import typer
 
 from benchmark_data.suite import Case, Concept, Suite
 from mars2.cli.options import Device, Dtype, Model, SuiteName, parse_dtype
-from mars2.cli.work import training_settings
+from mars2.cli.work import load_denoiser, training_settings
 from mars2.job import RunError, listed
 
 if TYPE_CHECKING:  # they import torch, which `--help` has no time for
@@ -68,7 +68,6 @@ def lora(
     from baselines.dreambooth import LoraTraining
     from benchmark_data.load import load_suite
     from benchmark_data.references import open_image, reference_paths
-    from mars2.run import load_denoiser
 
     loaded = load_suite(suite)
     concepts = _chosen(loaded, concept or [], every=every, split=split)
@@ -132,7 +131,6 @@ def joint(
     from baselines.dreambooth import LoraTraining
     from benchmark_data.load import load_suite
     from benchmark_data.references import open_image, reference_paths
-    from mars2.run import load_denoiser
 
     loaded = load_suite(suite)
     cases = _cases(loaded, case or [], split)
@@ -217,7 +215,6 @@ def hypernet(
     from lorarar.checkpoints import Provenance, save_checkpoint
     from lorarar.pairs import training_pairs
     from lorarar.train import HyperTraining, train_hypernetwork
-    from mars2.run import load_denoiser
 
     if split == "test":
         raise RunError("--split is test, which is measured on; train on another split")

@@ -1,5 +1,6 @@
 """What several commands do: generate, score and report, with progress bars."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from mars2.job import Choices, RunError, plan
 from mars2.store import RUN_FILE, SCORES_FOLDER, RunStore
 
 if TYPE_CHECKING:  # they import torch or much else, which `--help` has no time for
+    from baselines.denoiser import Denoiser
     from mars2.judges import ServerSettings
     from mars2.run import Plan
 
 T = TypeVar("T")
+SMALL_MODEL = 200_000_000
+"""Bytes of a model's files up to which one thread computes it faster than several."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,42 @@ class Scoring:
             retries=self.judge_retries,
             temperature=self.judge_temperature,
         )
+
+
+def fit_threads(*models: str | None) -> None:
+    """Let one thread compute if all models are small, unless ``OMP_NUM_THREADS`` is set.
+
+    Matrices of small networks are not worth sharing: several threads take longer, many times so
+    where other work keeps the cores busy. Models that are not here are taken as large.
+
+    Args:
+        models: Folders or files, ``KIND:PATH`` too; None and "" do not count.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    sizes = [_size(model) for model in models if model]
+    if sizes and all(size is not None and size <= SMALL_MODEL for size in sizes):
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def _size(model: str) -> int | None:
+    """Bytes of a model's files; None if it is not here."""
+    for path in (Path(model), Path(model.partition(":")[2] or model)):
+        if path.is_file():
+            return path.stat().st_size
+        if path.is_dir():
+            return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return None
+
+
+def load_denoiser(suite: Suite, model: str | None, *, dtype: str | None, device: str) -> "Denoiser":
+    """Load the base model to train on, see `mars2.run.load_denoiser`, with fitting threads."""
+    from mars2.run import load_denoiser
+
+    fit_threads(model or suite.models.base)
+    return load_denoiser(suite, model, dtype=dtype, device=device)
 
 
 def show_plan(suite: str, choices: Choices, out: Path, scoring: Scoring | None = None) -> None:
@@ -170,6 +210,7 @@ def carry_out(
     jobs = unfinished(store, plan(run_plan.spec))
     merges = unsaved(run_plan, store) if save_adapters else []
     pipeline = None
+    fit_threads(run_plan.spec.model)
     if jobs or any(run_plan.methods[job.method].kind == "fit" for job in merges):
         pipeline = SdxlPipeline.of_spec(run_plan.spec, batch_size=batch_size)
         with tqdm(total=len(jobs), desc="generate", unit="job", disable=None) as bar:
@@ -262,6 +303,7 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
         "clip": scoring.clip or (models and models.clip),
         "dino": scoring.dino or (models and models.dino),
     }
+    fit_threads(*(str(model) for model in chosen.values() if model))
     settings = MetricSettings(
         **{name: str(model) for name, model in chosen.items() if model},
         layout=scoring.layout,

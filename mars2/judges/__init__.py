@@ -248,7 +248,8 @@ def load_judge(
     if not colon or not source:
         raise JudgeError(
             f"judge {spec!r} names no model: write NAME:MODEL, such as "
-            "llava_onevision:lmms-lab/llava-critic-7b or llava_onevision:FOLDER"
+            "llava_onevision:lmms-lab/llava-critic-7b or llava_onevision:FOLDER, or leave it out "
+            "for the suite's own"
         )
     load = partial(
         JUDGES.get(name),
