@@ -301,8 +301,11 @@ def test_a_cosine_rate_falls_to_zero_over_the_steps():
     assert LoraTraining(lr=2e-3).lr_at(999) == 2e-3
 
 
-def test_the_first_step_is_taken_at_the_rate_of_its_schedule(tiny_denoiser, image, monkeypatch):
-    settings = dataclasses.replace(QUICK, steps=1)
+def test_the_first_step_is_taken_at_the_rate_of_its_schedule(
+    tiny_denoiser: Denoiser, random_image: Callable[..., Image], monkeypatch: pytest.MonkeyPatch
+):
+    image = random_image(0)
+    settings = dataclasses.replace(QUICK, steps=1, weight_decay=0.0)
     plain = train_lora(tiny_denoiser, [image], "a dog", settings)
     monkeypatch.setattr(LoraTraining, "lr_at", lambda settings, step: settings.lr / 2)
     halved = train_lora(tiny_denoiser, [image], "a dog", settings)
@@ -310,7 +313,10 @@ def test_the_first_step_is_taken_at_the_rate_of_its_schedule(tiny_denoiser, imag
         torch.testing.assert_close(halved.deltas[name].up, delta.up / 2)
 
 
-def test_a_cosine_training_is_not_continued_with_other_steps(tiny_denoiser, image, tmp_path):
+def test_a_cosine_training_is_not_continued_with_other_steps(
+    tiny_denoiser: Denoiser, random_image: Callable[..., Image], tmp_path: Path
+):
+    image = random_image(0)
     path = tmp_path / "state.safetensors"
     settings = dataclasses.replace(QUICK, lr_schedule="cosine")
     train_lora(tiny_denoiser, [image], "a dog", settings, checkpoint=path)
