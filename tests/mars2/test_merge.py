@@ -85,6 +85,18 @@ def test_truncation_keeps_the_largest_part_and_says_how_much(
     assert share == pytest.approx(100 * kept / total, abs=0.006)
 
 
+def test_a_rank_that_no_layer_passes_truncates_nothing(files: list[Path], tmp_path: Path) -> None:
+    said = merge_files(files, tmp_path / "out.safetensors", method="average", rank=60)
+    assert said[1] == "truncated: to rank 60 at most, which none of the layers passed"
+    whole = merge_files(files, tmp_path / "whole.safetensors", method="average")
+    assert not any("truncated" in line for line in whole)
+    merged, expected = (
+        load_adapter(tmp_path / f"{name}.safetensors").deltas for name in ("out", "whole")
+    )
+    for layer, delta in merged.items():
+        torch.testing.assert_close(delta.dense(), expected[layer].dense())
+
+
 def test_the_type_is_the_files(files: list[Path], random_adapter: Adapter, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
 
