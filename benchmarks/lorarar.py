@@ -130,23 +130,31 @@ def _from_files(pair: list[LoraAdapter], network: HyperNetwork, entries: int) ->
 
 @torch.no_grad()
 def bench_scaling(every: int, repeats: int, plot: Path | None = None) -> str:
-    """Time merges by rank and by number of layers; both should be linear.
+    """Time merges by rank, by number of layers and of adapters; all should be linear.
 
-    The number of adapters is always two here: methods merge a subject with a style.
+    A merge has two adapters, a subject and a style, so more of them are more pairs: one subject
+    with ever more styles.
     """
     names = list(sdxl_layers(every).items())
     network = loud_network()
 
-    def lorarar(count: int, rank: int) -> float:
-        pair = [random_adapter(dict(names[:count]), rank, seed) for seed in (0, 1)]
-        return cpu_seconds(lambda: merge_by_layer(network, *pair), repeats)
+    def seconds(layers: int, rank: int, styles: int = 1) -> float:
+        subject, *others = (
+            random_adapter(dict(names[:layers]), rank, seed) for seed in range(1 + styles)
+        )
+
+        def merges() -> None:
+            for style in others:
+                merge_by_layer(network, subject, style)
+
+        return cpu_seconds(merges, repeats)
 
     full = len(names)
+    parts = (full // 4, full // 2, 3 * full // 4, full)
     curves = {
-        "rank": [(rank, lorarar(full, rank)) for rank in (16, 32, 64, 128)],
-        "layers": [
-            (count, lorarar(count, RANK)) for count in (full // 4, full // 2, 3 * full // 4, full)
-        ],
+        "rank": [(rank, seconds(full, rank)) for rank in (16, 32, 64, 128)],
+        "layers": [(count, seconds(count, RANK)) for count in parts],
+        "adapters": [(1 + styles, seconds(full, RANK, styles)) for styles in (1, 2, 4, 6)],
     }
     if plot is not None:
         _draw(curves, plot)
@@ -166,8 +174,8 @@ def _correlation(points: list[tuple[int, float]]) -> float:
 def _draw(curves: dict[str, list[tuple[int, float]]], plot: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    for axes, (what, points) in zip(figure.subplots(1, 2), curves.items(), strict=True):
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    for axes, (what, points) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
         axes.plot(*zip(*points, strict=True), "o-")
         axes.set(xlabel=what, ylabel="CPU seconds", xlim=(0, None), ylim=(0, None))
     figure.savefig(plot)

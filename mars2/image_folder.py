@@ -70,8 +70,12 @@ def match_folder(
         raise RunError(
             f"{folder} has pairs of several splits ({', '.join(splits)}): give one with --split"
         )
-    if not partial:
-        _check_complete(found, suite.cases[splits[0]])
+    missing = [] if partial else lacking(found, suite.cases[splits[0]])
+    if missing:
+        raise RunError(
+            f"images are missing: {listed(missing)}; complete them, or give --partial to score "
+            "what is there"
+        )
     return ImagesSpec(str(folder), tuple(found), suite_name, suite.revision, splits[0])
 
 
@@ -159,9 +163,9 @@ def _cases(suite: Suite, split: str | None) -> dict[str, Case]:
         )
     return {
         case.id: case
-        for name, members in suite.cases.items()
+        for name in sorted(suite.cases, key=lambda name: name != "test")  # told first of them
         if split in (None, name)
-        for case in members
+        for case in suite.cases[name]
     }
 
 
@@ -220,23 +224,18 @@ def _with_seeds(files: Sequence[Path]) -> list[tuple[int, Path]]:
     return list(enumerate(files))
 
 
-def _check_complete(found: Sequence[FoundImage], cases: Sequence[Case]) -> None:
-    """Refuse figures of different methods, or of the suite, that rest on different pairs."""
+def lacking(found: Sequence[FoundImage], cases: Sequence[Case]) -> list[str]:
+    """Return the pairs, by method, with fewer images than others, as `ties/cat_ink (3 of 10)`."""
     methods = dict.fromkeys(image.method for image in found)
     counts = {(method, case.id): 0 for method in methods for case in cases}
     for image in found:
         counts[image.method, image.case] += 1
     most = max(counts.values())
-    lacking = [
+    return [
         f"{method}/{case} ({count} of {most})"
         for (method, case), count in counts.items()
         if count < most
     ]
-    if lacking:
-        raise RunError(
-            f"images are missing: {listed(lacking)}; complete them, or give --partial to score "
-            "what is there"
-        )
 
 
 def _read_rows(manifest: Path) -> list[tuple[int, dict[str, str]]]:

@@ -91,6 +91,7 @@ def make_drafts(
     unknown = [label for label in methods if label not in spec.labels]
     if unknown:
         raise RunError(f"the run has no method {listed(unknown)}; it has {listed(spec.labels)}")
+    _check_whole(spec, facts)
     _check_images(store)
     records = store.records()
     judge = _choose_judge(records, facts, judge)
@@ -101,6 +102,18 @@ def make_drafts(
         for method in spec.methods
         if not methods or method.label in methods
     ]
+
+
+def _check_whole(spec: RunSpec, facts: SuiteFacts) -> None:
+    """Refuse a part of the suite in one line, before all that is missing is listed."""
+    pairs = len({case.id for case in spec.cases} & {case.id for case in facts.cases})
+    seeds = len({*spec.seeds} & {*facts.seeds})
+    if (pairs, seeds) != (len(facts.cases), len(facts.seeds)):
+        raise RunError(
+            f"the run has {pairs} of the {len(facts.cases)} pairs and {seeds} of the "
+            f"{len(facts.seeds)} seeds of {facts.name}, split {facts.split}; an entry has all: "
+            "run it without --limit, --seeds and --split"
+        )
 
 
 def suite_facts(name: str, *, references: bool = False) -> SuiteFacts:

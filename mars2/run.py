@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from baselines.adapter import AdapterError, LoraAdapter
+from baselines.adapter import AdapterError, LoraAdapter, check_same_layers
 from baselines.denoiser import Denoiser
 from baselines.formats import load_adapter, save_adapter
 from baselines.merging_loss import PairTask
@@ -34,6 +34,7 @@ from mars2.job import (
     PlannedCase,
     RunError,
     RunSpec,
+    few,
     method_label,
     plan,
     spread,
@@ -98,10 +99,7 @@ def prepare(suite_name: str, suite: Suite, choices: Choices) -> Plan:
         dtype=choices.dtype or ("float32" if device == "cpu" else "float16"),
         device=device,
         adapters=str(adapters),
-        adapter_digests={
-            concept.id: _adapter_digest(Path(adapters), concept, suite_name)
-            for concept in concepts.values()
-        },
+        adapter_digests=_adapter_digests(Path(adapters), list(concepts.values()), suite_name),
         seeds=seeds,
         steps=generation.steps if choices.steps is None else choices.steps,
         guidance_scale=generation.guidance_scale,
@@ -169,7 +167,8 @@ def run(
 ) -> Iterator[Cost]:
     """Do the unfinished jobs of a plan, one at each step of the iteration; yield what each cost.
 
-    A job's images are written before its costs: a job cut short is done again as a whole.
+    A job's images are written before its costs: a job cut short is done again as a whole. Before
+    the first image every method is tried, so that one that fails does not fail after hours.
 
     Raises:
         RunError: An image is black or not finite.
@@ -178,6 +177,7 @@ def run(
     """
     worker = _Worker(run_plan, store, pipeline, batch_size, save_adapters)
     jobs = unfinished(store, plan(run_plan.spec))
+    worker.rehearse(jobs)
     for cost in map_jobs(worker.do, jobs):
         store.append_cost(cost)
         yield cost
@@ -251,6 +251,29 @@ class _Worker:
         """Merge, draw and save the images of one job."""
         with _named(job):
             return self._do(job)
+
+    def rehearse(self, jobs: Sequence[Job]) -> None:
+        """Merge the first pair of each method, not of one that optimises; raise what that raises.
+
+        Of a layer method only layers of different shapes: their merges do not know of each other.
+        """
+        firsts: dict[str, Job] = {}
+        for job in jobs:
+            firsts.setdefault(job.method, job)
+        for job in firsts.values():
+            method = self.plan.methods[job.method]
+            if method.kind == "fit":
+                continue
+            with _named(job):
+                _, adapters, _ = self._inputs(job)
+                options = self.options[job.method]
+                if method.kind == "policy":
+                    method.policy(adapters, seed=0, **options)
+                    continue
+                if method.kind == "layer":
+                    check_same_layers(adapters)
+                    adapters = _one_of_each_shape(adapters)
+                method(adapters, seed=0, **options).check_finite()
 
     def merge_again(self, job: Job) -> Path:
         """Merge as `do` does, and save the adapter; return where."""
@@ -334,6 +357,15 @@ class _Worker:
         return [open_image(path) for path in paths]
 
 
+def _one_of_each_shape(adapters: Sequence[LoraAdapter]) -> list[LoraAdapter]:
+    """Adapters of the same layers, with one layer of each shape."""
+    layers = {shape: layer for layer, shape in adapters[0].shapes().items()}.values()
+    return [
+        replace(adapter, deltas={layer: adapter.deltas[layer] for layer in layers})
+        for adapter in adapters
+    ]
+
+
 @contextmanager
 def _named(job: Job) -> Iterator[None]:
     """Let errors say in which job they happened."""
@@ -413,13 +445,19 @@ def _suite_seeds(suite: Suite, split: str) -> tuple[int, ...]:
     return tuple(seeds.pop())
 
 
-def _adapter_digest(folder: Path, concept: Concept, suite_name: str) -> str:
-    path = folder / f"{concept.id}.safetensors"
-    if not path.is_file():
+def _adapter_digests(folder: Path, concepts: Sequence[Concept], suite_name: str) -> dict[str, str]:
+    """Concept -> digest of its adapter; all that are missing are named at once."""
+    files = {concept.id: folder / f"{concept.id}.safetensors" for concept in concepts}
+    missing = [concept.id for concept in concepts if not files[concept.id].is_file()]
+    if missing:
+        which = "".join(f" --concept {name}" for name in missing) if len(missing) <= 3 else " --all"
         raise RunError(
-            f"no adapter of {concept.role} {concept.id}: {path} is missing; train it with "
-            f"`mars2 train lora --suite {suite_name} --concept {concept.id} --out {folder}`"
+            f"{len(missing)} of {len(files)} adapters are missing in {folder}: {few(missing)}; "
+            f"train them with `mars2 train lora --suite {suite_name}{which} --out {folder}`"
         )
-    adapter = load_adapter(path, name=concept.id)
-    adapter.check_finite()
-    return adapter.digest()
+    digests = {}
+    for name, file in files.items():
+        adapter = load_adapter(file, name=name)
+        adapter.check_finite()
+        digests[name] = adapter.digest()
+    return digests

@@ -304,8 +304,20 @@ class RunStore:
 
 
 def _continued(folder: Path, spec: RunSpec) -> RunSpec:
-    """Return the run in a folder with the methods of `spec` added."""
+    """Return the run in a folder with the methods of `spec` added.
+
+    A method that has drawn nothing yet, such as one whose code failed, is taken as it is now.
+    """
     there = _read_run(folder / RUN_FILE)
+    now = {method.label: method for method in spec.methods}
+    drawn = {path.parents[1].name for path in folder.glob("images/*/*/*.png")}
+    there = dataclasses.replace(
+        there,
+        methods=tuple(
+            method if method.label in drawn else now.get(method.label, method)
+            for method in there.methods
+        ),
+    )
     differences = there.differences(spec)
     if differences:
         raise RunError(

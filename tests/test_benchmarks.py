@@ -51,7 +51,7 @@ def test_merges_and_steps_agree_with_the_plain_way():
     said = bench_lorarar(every=35, dense_every=2, repeats=1)
     assert "lorarar, 16 layers of SDXL" in said
     assert re.search(r"files \d+ MB, output \d+ MB", said)
-    assert bench_scaling(14, 1).count("with a line") == 2
+    assert bench_scaling(14, 1).count("with a line") == 3
     said = bench_ziplora((32, 64, 64), side=8, depths=(1, 1, 1))
     assert "loss the same to 1e-04" in said
     assert "CPU-h a pair" in said

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mars2.cli.progress import progress
+
 app = typer.Typer(no_args_is_help=True, help="List and fetch the reference images of a suite.")
 
 SuiteArgument = Annotated[str, typer.Argument(help="Name of a suite or a TOML file.")]
@@ -24,12 +26,10 @@ def fetch(
 
     Exit code 1 if some could not be downloaded.
     """
-    from tqdm import tqdm
-
     from benchmark_data.fetch import fetch as fetch_suite
     from benchmark_data.load import load_suite
 
-    with tqdm(desc="fetch", unit="image", disable=True if each else None) as bar:
+    with progress("fetch", unit="image", shown=not each) as bar:
         shown = set()
 
         def show(line: str) -> None:

@@ -20,6 +20,7 @@ from mars2.cli.options import (
     Prompts,
     SuiteName,
 )
+from mars2.cli.progress import progress
 
 app = typer.Typer(no_args_is_help=True, help="Examine a judge, or convert it.")
 
@@ -98,7 +99,6 @@ def check(
     Reports of runs that this judge scored then correct for it the shares of single answers.
     """
     from rich.console import Console
-    from tqdm import tqdm
 
     from benchmark_data.load import load_suite
     from mars2.controls import controls_path, write_controls
@@ -122,7 +122,7 @@ def check(
         server=server,
         cache=cache,
     )
-    with tqdm(total=len(questions), desc="check", unit="question", disable=None) as bar:
+    with progress("check", unit="question", total=len(questions)) as bar:
 
         def show(answered: int) -> None:
             bar.update(answered)

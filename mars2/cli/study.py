@@ -24,6 +24,7 @@ from mars2.cli.options import (
     SuiteName,
     parse_dtype,
 )
+from mars2.cli.progress import progress
 from mars2.job import RunError
 from mars2.store import RunStore
 from mars2.studies import STUDIES
@@ -348,8 +349,6 @@ def prompts(
     """Ask a judge about a run's images in many ways, and tell what changes its answers."""
     import sys
 
-    from tqdm import tqdm
-
     from benchmark_data.load import load_suite
     from mars2.judge_check import plan_controls
     from mars2.judges import ServerSettings, identify_judge, load_judge
@@ -394,7 +393,7 @@ def prompts(
         return
     work.fit_threads(name)
     asked = load_judge(name, dtype=dtype, device=device, layout=layout, server=server)
-    with tqdm(total=plan.questions, desc="ask", unit="question", disable=None) as bar:
+    with progress("ask", unit="question", total=plan.questions) as bar:
         result = study_prompts(
             store,
             plan,

@@ -21,6 +21,7 @@ from mars2.cli.options import (
     parse_dtype,
     parse_seeds,
 )
+from mars2.cli.progress import progress
 from mars2.cli.study import Resamples, Seed, show_result
 from mars2.job import Choices, RunError
 
@@ -250,7 +251,6 @@ class _Bench:
         return "" if identity is None else identity.id
 
     def _train(self, shop: "Workshop", trainings: "Sequence[Training]") -> "list[Trained]":
-        from tqdm import tqdm
 
         from mars2.cli.train import show_step
 
@@ -264,7 +264,7 @@ class _Bench:
                         self.suite, self.model, dtype=self.dtype, device=self.device
                     )
                 name = f"{number}/{len(trainings)} {one.label}"
-                with tqdm(total=one.settings.steps, desc=name, unit="step", disable=None) as bar:
+                with progress(name, unit="step", total=one.settings.steps) as bar:
                     done = shop.train(
                         one, denoiser, self.val_pairs, progress=partial(show_step, bar)
                     )

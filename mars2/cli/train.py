@@ -11,6 +11,7 @@ import typer
 
 from benchmark_data.suite import Case, Concept, Suite
 from mars2.cli.options import Device, Dtype, Model, SuiteName, parse_dtype
+from mars2.cli.progress import progress
 from mars2.cli.work import load_denoiser, training_settings
 from mars2.job import RunError, listed
 
@@ -209,8 +210,6 @@ def hypernet(
     device: Device = "auto",
 ) -> None:
     """Train LoRA.rar's hypernetwork on the pairs of a suite's train split."""
-    from tqdm import tqdm
-
     from benchmark_data.load import load_suite
     from lorarar.checkpoints import Provenance, save_checkpoint
     from lorarar.pairs import training_pairs
@@ -243,7 +242,7 @@ def hypernet(
     denoiser = load_denoiser(loaded, model, dtype=parse_dtype(dtype), device=device)
     state = out.with_name(f".{out.stem}.training.safetensors")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=settings.steps, desc=f"{len(pairs)} pairs", unit="step", disable=None) as bar:
+    with progress(f"{len(pairs)} pairs", unit="step", total=settings.steps) as bar:
         network = train_hypernetwork(
             denoiser, pairs, settings, checkpoint=state, progress=partial(show_step, bar)
         )
@@ -261,14 +260,12 @@ def _train(
     told: Mapping[str, str],
 ) -> None:
     """Train a LoRA or go on with it, under a bar, and write it with what its metadata tell."""
-    from tqdm import tqdm
-
     from baselines.dreambooth import train_lora
     from baselines.formats import save_adapter
 
     state = path.with_name(f".{path.stem}.training.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=settings.steps, desc=path.stem, unit="step", disable=None) as bar:
+    with progress(path.stem, unit="step", total=settings.steps) as bar:
         adapter = train_lora(
             denoiser,
             images,

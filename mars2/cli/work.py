@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 import typer
 
 from benchmark_data.suite import Suite
-from mars2.job import Choices, RunError, plan
+from mars2.cli.progress import progress
+from mars2.job import Choices, RunError, listed, plan
 from mars2.store import RUN_FILE, SCORES_FOLDER, RunStore
 
 if TYPE_CHECKING:  # they import torch or much else, which `--help` has no time for
@@ -200,8 +201,6 @@ def carry_out(
     scoring: Scoring | None = None,
 ) -> RunStore:
     """Do what is not done yet of a plan, and return its store; see `generate`."""
-    from tqdm import tqdm
-
     from mars2.pipelines import SdxlPipeline
     from mars2.run import run, save_adapters_of, unfinished, unsaved
 
@@ -213,11 +212,11 @@ def carry_out(
     fit_threads(run_plan.spec.model)
     if jobs or any(run_plan.methods[job.method].kind == "fit" for job in merges):
         pipeline = SdxlPipeline.of_spec(run_plan.spec, batch_size=batch_size)
-        with tqdm(total=len(jobs), desc="generate", unit="job", disable=None) as bar:
+        with progress("generate", unit="job", total=len(jobs)) as bar:
             for cost in run(
                 run_plan, store, pipeline, batch_size=batch_size, save_adapters=save_adapters
             ):
-                bar.set_postfix_str(f"{cost.case} {cost.method}")
+                bar.set_postfix_str(f"{cost.case} {cost.method}", refresh=False)
                 bar.update()
     for _ in save_adapters_of(run_plan, store, pipeline, merges):
         pass
@@ -240,7 +239,7 @@ def open_images(
         RunError: Options that do not go together, or images that cannot be matched.
     """
     from benchmark_data.load import load_suite
-    from mars2.image_folder import match_folder, read_manifest, single_pair
+    from mars2.image_folder import lacking, match_folder, read_manifest, single_pair
 
     subject_refs, style_refs, style_name = pair
     one_pair = subject_refs is not None or style_refs is not None or style_name is not None
@@ -271,9 +270,13 @@ def open_images(
     loaded = load_suite(suite)
     if manifest:
         return RunStore.create(out, read_manifest(manifest, folder, suite, loaded, out=out))
-    return RunStore.create(
-        out, match_folder(folder, suite, loaded, out=out, split=split, partial=partial)
-    )
+    matched = match_folder(folder, suite, loaded, out=out, split=split, partial=partial)
+    if missing := lacking(matched.images, loaded.cases[matched.split]):
+        sys.stderr.write(
+            f"mars2: images are missing: {listed(missing)}; the rates are those of the images that "
+            "are there, and methods are compared on different ones\n"
+        )
+    return RunStore.create(out, matched)
 
 
 def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[str]:
@@ -283,8 +286,6 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
         Why scores of images could not be computed whole, such as a judge's server that is gone; one
         reason an image and metric.
     """
-    from tqdm import tqdm
-
     from benchmark_data.load import load_suite
     from mars2.metrics import METRICS, MetricSettings, identify_metric, load_metric
     from mars2.references import find_references
@@ -320,7 +321,7 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
         if identity and is_complete(store, identity, references, partial=partial):
             continue
         metric = load_metric(name, settings)
-        with tqdm(desc=name, unit="image", disable=None) as bar:
+        with progress(name, unit="image") as bar:
             for step in score_images(
                 store, metric, references, partial=partial, batch_size=scoring.batch_size
             ):

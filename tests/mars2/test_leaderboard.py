@@ -282,6 +282,14 @@ def test_refuses_a_run_that_is_not_finished_or_scored(
     assert wrong.count("\n") == 1
 
 
+def test_refuses_a_part_of_the_suite_in_one_line(finished: Path) -> None:
+    store, facts = RunStore.open(finished / "run"), suite_facts(str(finished / "tiny.toml"))
+    longer = replace(facts, seeds=(*facts.seeds, 99))
+    count = len(facts.seeds)
+    with pytest.raises(RunError, match=f"{count} of the {count + 1} seeds of tiny, split test"):
+        make_drafts(store, longer)
+
+
 def test_refuses_unknown_methods_judges_and_folders_of_images(cli: Cli, here: Path) -> None:
     assert "no method nobody" in add(cli, "--method", "nobody")[2]
     assert "no judge 'x'" in add(cli, "--judge", "x")[2]

@@ -242,11 +242,45 @@ def nan_adapter(adapter: LoraAdapter) -> LoraAdapter:
 
 def test_a_missing_adapter_is_named_and_how_to_train_it(world) -> None:
     (world.adapters / "dog.safetensors").unlink()
-    with pytest.raises(
-        RunError, match=r"no adapter of subject dog: .*dog\.safetensors is missing"
-    ) as e:
+    with pytest.raises(RunError, match=r"1 of 4 adapters are missing in .*: dog; train") as e:
         prepared(world)
     assert f"mars2 train lora --suite {world.suite} --concept dog" in str(e.value)
+
+
+def test_all_missing_adapters_are_named_at_once(world) -> None:
+    for path in world.adapters.iterdir():
+        path.unlink()
+    with pytest.raises(RunError, match="4 of 4 adapters are missing") as e:
+        prepared(world)
+    assert "and 1 more" in str(e.value)
+    assert f"mars2 train lora --suite {world.suite} --all" in str(e.value)
+
+
+def test_a_broken_method_fails_before_the_first_image(
+    world, pipeline: SdxlPipeline, tmp_path: Path
+) -> None:
+    broken = tmp_path / "mine.py"
+    broken.write_text(
+        "from baselines import layer_method\n\n"
+        "@layer_method('broken')\n"
+        "def broken(deltas, *, weight: float = 1.0):\n"
+        "    return deltas[0].up @ deltas[1].up\n"
+    )
+    choices = replace(WEIGHTS_ONLY, methods=("direct_sum", f"{broken}:broken"))
+    run_plan = prepared(world, choices)
+    store = RunStore.create(tmp_path / "run", run_plan.spec)
+    with pytest.raises(PluginError, match="broken on cat_ink"):
+        list(run(run_plan, store, pipeline))
+    assert not list(store.folder.rglob("*.png"))
+    broken.write_text(broken.read_text().replace("deltas[0].up @ deltas[1].up", "deltas[0]"))
+    mended = prepared(world, choices)
+    assert mended.spec.methods != run_plan.spec.methods
+    again = RunStore.create(tmp_path / "run", mended.spec)  # what drew nothing may change
+    assert again.spec.methods == mended.spec.methods
+    list(run(mended, again, pipeline))
+    broken.write_text(broken.read_text().replace("return deltas[0]", "return deltas[1]"))
+    with pytest.raises(RunError, match="the code of"):
+        RunStore.create(tmp_path / "run", prepared(world, choices).spec)
 
 
 def test_nan_weights_are_refused(world, random_adapter: Callable[..., LoraAdapter]) -> None:

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from benchmark_data.load import load_suite
-from mars2.image_folder import match_folder, read_manifest, single_pair
+from mars2.cli.work import open_images
+from mars2.image_folder import lacking, match_folder, read_manifest, single_pair
 from mars2.job import RunError
 from mars2.metrics import Evaluated, Score
 from mars2.references import find_references
@@ -144,6 +145,31 @@ def test_folders_that_cannot_be_matched(world, folder: Path, change, words: str)
 def test_partial_folders_are_scored_if_asked(world, folder: Path) -> None:
     shutil.rmtree(folder / "dog_oil")
     assert len(matched(world, folder, partial=True).images) == 6
+
+
+def test_what_a_partial_folder_lacks_is_told(
+    world, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "dog_oil/1.png").unlink()
+    suite = load_suite(world.suite)
+    found = matched(world, folder, partial=True)
+    assert lacking(found.images, suite.cases["test"]) == ["mine/dog_oil (1 of 2)"]
+    open_images(
+        folder,
+        suite=world.suite,
+        split=None,
+        manifest=None,
+        pair=(None, None, None),
+        out=None,
+        partial=True,
+    )
+    assert "images are missing: mine/dog_oil (1 of 2)" in capsys.readouterr().err
+
+
+def test_expected_folders_are_those_of_the_test_split(world, folder: Path) -> None:
+    rename(folder, "cat_ink", "nothing")
+    with pytest.raises(RunError, match="Expected folders named cat_ink"):
+        matched(world, folder)
 
 
 def test_unknown_split(world, folder: Path) -> None:

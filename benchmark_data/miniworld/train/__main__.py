@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="training steps instead of the stage's own")
     parser.add_argument("--smoke", action="store_true", help="tiny numbers: does it run?")
     parser.add_argument("--start", type=Path, help="stage base: a pipeline to begin with")
+    parser.add_argument("--processes", type=int, default=1, help="stage base: share each step")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -40,7 +41,11 @@ def main() -> None:
             smoke=arguments.smoke,
             seed=arguments.seed,
             steps=arguments.steps,
-            **({"start": arguments.start} if stage == "base" and arguments.start else {}),
+            **(
+                {"start": arguments.start, "processes": arguments.processes}
+                if stage == "base"
+                else {}
+            ),
         )
 
 

@@ -30,7 +30,9 @@ from benchmark_data.miniworld.train.base_models import (
 )
 from benchmark_data.miniworld.train.common import TrainingError, load_state, log, save_state
 from benchmark_data.miniworld.train.loop import flat_convolutions, plain_state, train_phase
+from benchmark_data.miniworld.train.team import Team, run_team
 from benchmark_data.miniworld.world import (
+    FAMILIES,
     STYLES,
     TOKEN,
     Look,
@@ -44,8 +46,9 @@ from benchmark_data.miniworld.world import (
 JITTER = 0.4  # silhouettes are learnt much sooner in moderate poses
 EASY = 20_000  # of the first images, more than half are without a pattern: begin easy, then widen
 DECAY = 0.999  # of the average of the weights, which is what is saved for use
-NOISY = 0.75  # timesteps are 1000 u^NOISY: much noise, where the caption decides, a bit more often
-NAMED = 0.7  # chance that a caption says the palette, and the texture
+PALETTE, TEXTURE = 0.8, 0.9  # chances that a caption says them: what is not said is not learnt
+FINE = ("crayon", "neon", "oil", "woodcut", "mosaic", "glass", "chalk")
+"""Families whose textures come last: drawn twice as often as the others."""
 DROPPED = 0.1  # share of images whose caption is left out, for classifier-free guidance
 
 
@@ -57,7 +60,7 @@ def draw_set(vae: AutoencoderTiny, path: Path, *, first: int, count: int, seed: 
     for index in range(count):
         rng = np.random.default_rng((seed, first + index))
         photo = rng.random() < 0.15
-        look = random_look(rng, families=("photo",)) if photo else random_look(rng)
+        look = random_look(rng, families=("photo",) if photo else (*FAMILIES, *FINE))
         easy = first + index < EASY and rng.random() < 0.6
         thing = random_thing(rng, patterns=("plain",)) if easy else random_thing(rng)
         drawn.append((thing, look))
@@ -119,6 +122,7 @@ class Pictures:
         vae: The autoencoder.
         work: Where the drawn sets are kept.
         seed: Of the drawings.
+        team: The processes that draw them.
         chunk: Images in a set.
         chunks: Sets in all; a further one every 60 steps.
         at_once: All of them from the first step on: the model knows the easy ones already.
@@ -130,11 +134,12 @@ class Pictures:
         work: Path,
         *,
         seed: int,
+        team: Team,
         chunk: int,
         chunks: int,
         at_once: bool = False,
     ) -> None:
-        self._vae, self._seed, self._chunk = vae, seed, chunk
+        self._vae, self._seed, self._team, self._chunk = vae, seed, team, chunk
         self._paths = [
             work / f"base-set-{seed}-{chunk}-{index}.safetensors" for index in range(chunks)
         ]
@@ -148,9 +153,10 @@ class Pictures:
         wanted = len(self._paths) if self._at_once else min(1 + step // 60, len(self._paths))
         if self._available < wanted:
             for index, path in enumerate(self._paths[:wanted]):
-                if not path.exists():
+                if index % self._team.size == self._team.rank and not path.exists():
                     first = index * self._chunk
                     draw_set(self._vae, path, first=first, count=self._chunk, seed=self._seed)
+            self._team.wait()
             self._available = wanted
             self._latents, self._drawn = load_sets(self._paths[:wanted])
         return self._latents, self._drawn
@@ -164,6 +170,7 @@ def run(
     seed: int,
     steps: int | None,
     start: Path | None = None,
+    processes: int = 1,
 ) -> None:
     """Draw the training set in chunks, train, save `out/sdxl` (`work/sdxl-latest` on the way).
 
@@ -174,7 +181,20 @@ def run(
         seed: Of everything drawn.
         steps: Instead of the stage's own.
         start: A pipeline to begin with, such as the one that ships; None: with fresh weights.
+        processes: Each takes its part of every batch, on one thread.
     """
+    run_team(processes, _train, out, work, smoke, seed, steps, start)
+
+
+def _train(
+    team: Team,
+    out: Path,
+    work: Path,
+    smoke: bool,
+    seed: int,
+    steps: int | None,
+    start: Path | None,
+) -> None:
     torch.set_num_threads(1)
     steps = steps or (6 if smoke else 12_000)
     batch_size = 8 if smoke else 64
@@ -182,8 +202,10 @@ def run(
     if not vae_folder.exists():
         raise TrainingError(f"no autoencoder in {vae_folder}: run the stage `autoencoder` first")
     vae = AutoencoderTiny.from_pretrained(vae_folder, dtype=torch.float32)
-    chunk, chunks = (64, 1) if smoke else (5000, 16)
-    pictures = Pictures(vae, work, seed=seed, chunk=chunk, chunks=chunks, at_once=start is not None)
+    chunk, chunks = (64, 1) if smoke else (5000, 12)
+    pictures = Pictures(
+        vae, work, seed=seed, team=team, chunk=chunk, chunks=chunks, at_once=start is not None
+    )
     tokenizer = build_tokenizer()
     models = build_models(tokenizer, seed)
     if start is not None:
@@ -193,7 +215,8 @@ def run(
     models["unet"].set_attn_processor(AttnProcessor())  # bf16 SDPA's backward is slow on CPUs
     signal = alphas_cumprod()
     time_ids = torch.tensor([[RESOLUTION, RESOLUTION, 0, 0, RESOLUTION, RESOLUTION]])
-    time_ids = time_ids.float().expand(batch_size, 6)
+    mine = slice(team.rank, None, team.size)
+    time_ids = time_ids.float().expand(len(range(batch_size)[mine]), 6)
 
     def loss_at(step: int) -> Tensor:
         latents, drawn = pictures.at(step)
@@ -203,7 +226,7 @@ def run(
         clean = latents[torch.from_numpy(rows)].float()
         pictured = [drawn[row] for row in rows]
         texts = [
-            caption(thing, look, rng, palette=NAMED, texture=NAMED) for thing, look in pictured
+            caption(thing, look, rng, palette=PALETTE, texture=TEXTURE) for thing, look in pictured
         ]
         firsts, seconds = zip(*(with_unknown_words(text, rng) for text in texts), strict=True)
         unknown_words(models, tokenizer, UNKNOWN, seed * 1_000_003 + step)
@@ -218,21 +241,20 @@ def run(
             for part in (firsts, seconds)
         )
         keep = torch.from_numpy((rng.random(batch_size) > DROPPED).astype(np.float32))
-        even = torch.rand((batch_size,), generator=generator)
-        timesteps = (1000 * even**NOISY).long()
+        timesteps = torch.randint(1000, (batch_size,), generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
         level = signal[timesteps][:, None, None, None]
         noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
         target = level.sqrt() * noise - (1 - level).sqrt() * clean
         with torch.autocast("cpu", torch.bfloat16):
-            embeddings, pooled = encode(models, ids, ids_2, keep)
+            embeddings, pooled = encode(models, ids[mine], ids_2[mine], keep[mine])
             output = models["unet"](
-                noisy,
-                timesteps,
+                noisy[mine],
+                timesteps[mine],
                 embeddings,
                 added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
             ).sample
-        return functional.mse_loss(output.float(), target)
+        return functional.mse_loss(output.float(), target[mine])
 
     networks = nn.ModuleDict(models)
     with flat_convolutions(networks):
@@ -254,6 +276,9 @@ def run(
             decay=True,
             averages={"networks": average},
             on_save=lambda: save(work / "sdxl-latest"),
+            team=team,
         )
+        if team.rank > 0:
+            return
         save(out / "sdxl")
     log.info("base: saved %s", out / "sdxl")

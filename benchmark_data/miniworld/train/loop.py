@@ -20,6 +20,7 @@ from benchmark_data.miniworld.train.common import (
     save_state,
     unpack,
 )
+from benchmark_data.miniworld.train.team import ALONE, Team
 
 
 class _Unflattened(nn.Module):
@@ -105,6 +106,7 @@ def train_phase(
     decay: bool = False,
     averages: Mapping[str, AveragedModel] | None = None,
     on_save: Callable[[], None] | None = None,
+    team: Team = ALONE,
 ) -> None:
     """Train, with a checkpoint every two minutes; go on from it, or load what is finished.
 
@@ -117,6 +119,7 @@ def train_phase(
         decay: Whether the rates go down in the last 40 %; False: another phase follows.
         averages: Running averages of modules' weights, by the modules' names; kept up to date.
         on_save: Called after a checkpoint was written on the way.
+        team: Processes that share each step; only the first of them writes.
     """
     optimizers, peaks = muon_and_adam(list(modules.values()), muon=rates[0], adam=rates[1])
     name, start = checkpoint.stem, 0
@@ -142,18 +145,19 @@ def train_phase(
         for optimizer in optimizers.values():
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        team.average(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers.values():
             optimizer.step()
         for key, average in averages.items():
             average.update_parameters(modules[key])
         losses.append(loss.item())
-        if report.due() or step in (start, steps - 1):
+        if team.rank == 0 and (report.due() or step in (start, steps - 1)):
             mean = float(np.mean(losses[-60:]))
             log.info("%s, step %d of %d, loss %.4f", name, step + 1, steps, mean)
-        if saving.due():
+        if team.rank == 0 and saving.due():
             save_state(checkpoint, pack(saved, optimizers), {"step": step + 1})
             if on_save is not None:
                 on_save()
-    if start < steps:
+    if team.rank == 0 and start < steps:
         save_state(checkpoint, pack(saved, optimizers), {"step": steps})
