@@ -62,7 +62,8 @@ def run_team(processes: int, work: Callable[..., None], *arguments: Any) -> None
     with TemporaryDirectory() as folder:
         meeting = str(Path(folder) / "meeting")
         level = logging.getLogger().getEffectiveLevel()
-        start_processes(_join, (processes, meeting, level, work, arguments), nprocs=processes)
+        told = (processes, meeting, level, work, arguments)
+        start_processes(_join, told, nprocs=processes)  # type: ignore[no-untyped-call]
 
 
 def _join(
