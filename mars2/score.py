@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmark_data.references import file_digest
 from mars2.files import read_image
-from mars2.job import RunError, listed
+from mars2.job import RunError, few, listed
 from mars2.metrics import Evaluated, Identity, Metric
 from mars2.references import References
 from mars2.store import Record, RunStore, Sample
@@ -91,8 +92,7 @@ def score(
         shown = (file_digest(sample.path), references.inputs(sample))
         if not set(metric.names) <= known.get((*_key(sample), metric.id, *shown), set()):
             pending.append((sample, *shown))
-    for sample, _, _ in pending:
-        read_image(sample.path)  # a broken one is found before an hour of judging
+    _check_readable([sample.path for sample, _, _ in pending])
     failed: list[str] = []
     for start in range(0, len(pending), batch_size):
         batch = pending[start : start + batch_size]
@@ -118,6 +118,19 @@ def score(
         reasons = [next((one.failed for one in several if one.failed), "") for several in scores]
         failed += [reason for reason in reasons if reason]
         yield Progress(start + len(batch), len(pending), tuple(failed))
+
+
+def _check_readable(paths: Sequence[Path]) -> None:
+    """Find all broken images before an hour of judging."""
+    broken = []
+    for path in paths:
+        try:
+            read_image(path)
+        except RunError as error:
+            broken.append(str(error))
+    if broken:
+        count = f"{len(broken)} images are broken: " if len(broken) > 1 else ""
+        raise RunError(count + few(broken, "; "))
 
 
 def _key(sample: Sample | Record) -> tuple[str, str, int]:

@@ -1,6 +1,7 @@
 """Prints the tables of a report on a terminal."""
 
 import re
+from dataclasses import replace
 
 import rich.table
 from rich.box import SIMPLE_HEAD
@@ -36,18 +37,49 @@ def terminal_table(summary: Summary, console: Console) -> None:
 
 
 def print_table(table: Table, console: Console, said: set[str] | None = None) -> None:
-    """Print a table with its notes, less those `said` before; it is narrowed where it must be."""
+    """Print a table with its notes, less those `said` before.
+
+    Where the terminal is narrow, intervals stand below their numbers; what is still too wide is
+    printed in parts, each with some of the columns.
+    """
     said = set() if said is None else said
     drawn = _rich(table, stacked=False)
-    unbounded = console.options.update(width=10_000)
-    if console.measure(drawn, options=unbounded).maximum > console.width:
-        drawn = _rich(table, stacked=True)
-    console.print(drawn)
+    parts = [drawn] if _fits(drawn, console) else _parts(table, console)
+    for part in parts:
+        console.print(part)
     for note in table.notes:
         if note not in said:
             console.print(Text(note, style="dim"))
             said.add(note)
     console.print()
+
+
+def _fits(drawn: rich.table.Table, console: Console) -> bool:
+    unbounded = console.options.update(width=10_000)
+    return console.measure(drawn, options=unbounded).maximum <= console.width
+
+
+def _parts(table: Table, console: Console) -> list[rich.table.Table]:
+    """Return stacked tables that together have all columns; each fits if one column does."""
+    parts = []
+    start, count = 0, len(table.columns)
+    while start < count:
+        for end in range(count, start, -1):
+            drawn = _rich(_of_columns(table, start, end), stacked=True)
+            if end == start + 1 or _fits(drawn, console):
+                break
+        parts.append(drawn)
+        start = end
+    return parts
+
+
+def _of_columns(table: Table, start: int, end: int) -> Table:
+    return replace(
+        table,
+        title=table.title if start == 0 else f"{table.title} (more columns)",
+        columns=table.columns[start:end],
+        rows=tuple(replace(row, cells=row.cells[start:end]) for row in table.rows),
+    )
 
 
 def _rich(table: Table, *, stacked: bool) -> rich.table.Table:

@@ -382,6 +382,14 @@ def test_a_truncated_image_stops_before_anything_is_judged(world, folder: Path) 
     assert metric.batches == []
 
 
+def test_all_broken_images_are_told_at_once(world, folder: Path) -> None:
+    for name in ("cat_ink/0.png", "dog_oil/1.png"):
+        (folder / name).write_bytes(b"no image")
+    words = r"2 images are broken: .*cat_ink/0\.png.*; .*dog_oil/1\.png"
+    with pytest.raises(RunError, match=words):
+        score_all(store_of(world, folder), Brightness())
+
+
 def test_missing_images_fail_unless_partial(world, folder: Path) -> None:
     store = store_of(world, folder)
     (folder / "dog_oil/1.png").unlink()
