@@ -64,10 +64,11 @@ def _parts(table: Table, console: Console) -> list[rich.table.Table]:
     parts = []
     start, count = 0, len(table.columns)
     while start < count:
-        for end in range(count, start, -1):
+        end = count
+        drawn = _rich(_of_columns(table, start, end), stacked=True)
+        while end > start + 1 and not _fits(drawn, console):
+            end -= 1
             drawn = _rich(_of_columns(table, start, end), stacked=True)
-            if end == start + 1 or _fits(drawn, console):
-                break
         parts.append(drawn)
         start = end
     return parts
