@@ -306,8 +306,8 @@ class LoraAdapter:
                 content.update(factor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return content.hexdigest()
 
-    def check_finite(self) -> None:
-        """Refuse an adapter with values that are not finite.
+    def check_finite(self, remedy: str = "train or download it anew") -> None:
+        """Refuse an adapter with values that are not finite; the message ends with the remedy.
 
         Raises:
             AdapterError: Naming the first such layer.
@@ -319,7 +319,7 @@ class LoraAdapter:
                     of = f" of adapter {self.name!r}" if self.name else ""
                     raise AdapterError(
                         f"layer {layer!r}{of} has {wrong} values in its {factor} factor that are "
-                        "not finite: train or download it anew"
+                        f"not finite: {remedy}"
                     )
 
 

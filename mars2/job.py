@@ -218,7 +218,10 @@ class RunSpec:
             lines += _changes(new.label, old.content(), new.content())
         coded = [new.label for old, new in both if old.source != new.source]
         if coded:
-            lines.append(f"the code of {few(coded)} has changed")
+            lines.append(
+                f"the code of {few(coded)} has changed (once its folder below images/ is deleted, "
+                "it is drawn anew)"
+            )
         return lines
 
     def with_methods_of(self, other: "RunSpec") -> "RunSpec":

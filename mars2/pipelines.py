@@ -299,8 +299,12 @@ def find_model(model: str | Path) -> Path:
             )
         )
     except (OSError, ValueError) as error:
-        where = "the hub's cache (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "the hub"
-        raise RunError(f"no model {str(model)!r}: neither a folder here nor in {where}") from error
+        where = (
+            "neither a folder here nor in the hub's cache (HF_HUB_OFFLINE is set)"
+            if constants.HF_HUB_OFFLINE
+            else "no folder here, and the hub, if it can be reached, does not give it"
+        )
+        raise RunError(f"no model {str(model)!r}: {where}") from error
 
 
 def model_revision(model: str | Path) -> str:

@@ -44,6 +44,7 @@ from mars2.pipelines import Pipeline, find_model, model_revision
 from mars2.quiet import no_bars
 from mars2.store import Cost, RunStore
 
+MERGED = "the merge made them, of adapters that are finite"
 DEFAULT_METHODS = ("direct_sum", "average", "ziplora", "lorarar")
 
 
@@ -183,6 +184,16 @@ def run(
         yield cost
 
 
+def rehearse(run_plan: Plan, store: RunStore) -> None:
+    """Merge the first unfinished pair of each method that does not optimise; write nothing.
+
+    Raises:
+        AdapterError, PluginError, RunError: What a method raises.
+    """
+    worker = _Worker(run_plan, store, None, batch_size=1, save=False)
+    worker.rehearse(unfinished(store, plan(run_plan.spec)))
+
+
 def unsaved(run_plan: Plan, store: RunStore) -> list[Job]:
     """Return the finished jobs whose merged adapters are not in the run's folder.
 
@@ -273,14 +284,14 @@ class _Worker:
                 if method.kind == "layer":
                     check_same_layers(adapters)
                     adapters = _one_of_each_shape(adapters)
-                method(adapters, seed=0, **options).check_finite()
+                method(adapters, seed=0, **options).check_finite(MERGED)
 
     def merge_again(self, job: Job) -> Path:
         """Merge as `do` does, and save the adapter; return where."""
         with _named(job):
             method, adapters, task = self._inputs(job)
             merged = method(adapters, seed=0, task=task, **self.options[job.method])
-            merged.check_finite()
+            merged.check_finite(MERGED)
             return self._save(job, merged)
 
     def _inputs(self, job: Job) -> tuple[MergeMethod, list[LoraAdapter], PairTask | None]:
@@ -316,7 +327,7 @@ class _Worker:
         merge_peak = memory.peak()  # waits for the GPU
         merged_at = time.perf_counter()
         if isinstance(merged, LoraAdapter):
-            merged.check_finite()
+            merged.check_finite(MERGED)
         images = self._pipeline().generate(merged, job.prompt, job.seeds)
         peak = memory.peak()
         done = time.perf_counter()

@@ -30,6 +30,7 @@ from mars2.cli import (
 )
 from mars2.quiet import VERBOSE_VARIABLE, silence_libraries
 
+INTERRUPTED = 130  # typer's exit code after Ctrl-C
 PUBLIC_ERRORS = (
     "AdapterError",
     "PluginError",
@@ -111,6 +112,10 @@ def main() -> None:
     _debugged[0] = False
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            sys.stderr.write("mars2: interrupted; the same command goes on\n")
+        raise
     except (ValueError, RuntimeError) as error:
         if not any(kind.__name__ in PUBLIC_ERRORS for kind in type(error).__mro__):
             raise

@@ -25,18 +25,19 @@ class _Lines:
 
 
 def progress(
-    description: str, *, unit: str, total: int | None = None, shown: bool = True
+    description: str, *, unit: str, total: int | None = None, done: int = 0, shown: bool = True
 ) -> "tqdm[Any]":
     """A progress bar on stderr if it is to be shown; no terminal: a line every 30 seconds."""
     from tqdm import tqdm
 
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=description, unit=unit, disable=not shown)
+        return tqdm(total=total, desc=description, unit=unit, initial=done, disable=not shown)
     return tqdm(
         disable=not shown,
         total=total,
         desc=description,
         unit=unit,
+        initial=done,
         file=_Lines(sys.stderr),
         ncols=100,
         ascii=" #",

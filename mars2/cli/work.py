@@ -103,13 +103,15 @@ def load_denoiser(suite: Suite, model: str | None, *, dtype: str | None, device:
 def show_plan(suite: str, choices: Choices, out: Path, scoring: Scoring | None = None) -> None:
     """Check a run, and the scoring if there is one; print its jobs and which of them are done."""
     from benchmark_data.load import load_suite
-    from mars2.run import prepare, unfinished
+    from mars2.run import prepare, rehearse, unfinished
 
     run_plan = prepare(suite, load_suite(suite), choices)
     check_scoring(run_plan, scoring)
     spec = run_plan.spec
     jobs = plan(spec)
-    todo = {job.id for job in unfinished(RunStore.create(out, spec, write=False), jobs)}
+    store = RunStore.create(out, spec, write=False)
+    rehearse(run_plan, store)
+    todo = {job.id for job in unfinished(store, jobs)}
     print(f"suite   {spec.suite} {spec.suite_revision}, split {spec.split}")
     print(f"model   {spec.model} {spec.model_revision}, {spec.dtype} on {spec.device}")
     print(f"images  {len(spec.seeds)} a job, {spec.resolution} pixels, {spec.steps} steps")
@@ -206,13 +208,16 @@ def carry_out(
 
     check_scoring(run_plan, scoring)
     store = RunStore.create(out, run_plan.spec)
-    jobs = unfinished(store, plan(run_plan.spec))
+    planned = plan(run_plan.spec)
+    jobs = unfinished(store, planned)
     merges = unsaved(run_plan, store) if save_adapters else []
     pipeline = None
     fit_threads(run_plan.spec.model)
     if jobs or any(run_plan.methods[job.method].kind == "fit" for job in merges):
         pipeline = SdxlPipeline.of_spec(run_plan.spec, batch_size=batch_size)
-        with progress("generate", unit="job", total=len(jobs)) as bar:
+        with progress(
+            "generate", unit="job", total=len(planned), done=len(planned) - len(jobs)
+        ) as bar:
             for cost in run(
                 run_plan, store, pipeline, batch_size=batch_size, save_adapters=save_adapters
             ):

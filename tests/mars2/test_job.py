@@ -145,7 +145,9 @@ def test_differences_of_pairs_name_those_that_are_gone() -> None:
 def test_differences_name_field_and_both_values() -> None:
     assert make_spec().differences(make_spec(steps=8)) == ["steps was 4, now 8"]
     changed = make_spec(methods=(MethodSpec("base", source="new"),))
-    assert make_spec().differences(changed) == ["the code of base has changed"]
+    assert make_spec().differences(changed) == [
+        "the code of base has changed (once its folder below images/ is deleted, it is drawn anew)"
+    ]
 
 
 def test_methods_may_be_added() -> None:

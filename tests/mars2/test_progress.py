@@ -24,6 +24,17 @@ def test_a_log_gets_a_line_now_and_then(
     assert "20/20" in lines[-1]
 
 
+def test_what_was_done_before_counts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SECONDS", 0.01)
+    with progress("draw", unit="job", total=20, done=17) as bar:
+        for _ in range(3):
+            time.sleep(0.02)
+            bar.update()
+    assert "18/20" in capsys.readouterr().err
+
+
 def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("draw", unit="job", total=3) as bar:
         bar.update(3)

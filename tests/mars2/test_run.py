@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,8 +280,12 @@ def test_a_broken_method_fails_before_the_first_image(
     assert again.spec.methods == mended.spec.methods
     list(run(mended, again, pipeline))
     broken.write_text(broken.read_text().replace("return deltas[0]", "return deltas[1]"))
-    with pytest.raises(RunError, match="the code of"):
-        RunStore.create(tmp_path / "run", prepared(world, choices).spec)
+    other = prepared(world, choices).spec
+    with pytest.raises(RunError, match=r"the code of .* below images/ is deleted"):
+        RunStore.create(tmp_path / "run", other)
+    label = next(method.label for method in other.methods if "broken" in method.label)
+    shutil.rmtree(tmp_path / "run/images" / label)
+    assert RunStore.create(tmp_path / "run", other).spec.methods == other.methods
 
 
 def test_nan_weights_are_refused(world, random_adapter: Callable[..., LoraAdapter]) -> None:
