@@ -44,7 +44,7 @@ from mars2.pipelines import Pipeline, find_model, model_revision
 from mars2.quiet import no_bars
 from mars2.store import Cost, RunStore
 
-MERGED = "the merge made them, of adapters that are finite"
+MERGED = "the merge made them, of adapters that are finite"  # ends the refusal of a merged adapter
 DEFAULT_METHODS = ("direct_sum", "average", "ziplora", "lorarar")
 
 

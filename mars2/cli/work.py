@@ -279,7 +279,7 @@ def open_images(
     if missing := lacking(matched.images, loaded.cases[matched.split]):
         sys.stderr.write(
             f"mars2: images are missing: {listed(missing)}; the rates are those of the images that "
-            "are there, and methods are compared on different ones\n"
+            "are there\n"
         )
     return RunStore.create(out, matched)
 

@@ -203,6 +203,12 @@ def test_base_resumes_to_the_same_weights(
     assert widths == {96, 128}
 
 
+@pytest.mark.parametrize("processes", [0, 3])
+def test_a_batch_is_shared_evenly_or_not_at_all(tmp_path: Path, processes: int) -> None:
+    with pytest.raises(TrainingError, match="a batch of 8 cannot be shared evenly"):
+        base.run(tmp_path, tmp_path, smoke=True, seed=0, steps=1, processes=processes)
+
+
 def test_base_needs_the_autoencoder(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="run the stage `autoencoder` first"):
         base.run(tmp_path / "out", tmp_path / "work", smoke=True, seed=0, steps=1)

@@ -501,3 +501,14 @@ def test_a_bug_keeps_its_traceback(
     monkeypatch.setattr(sys, "argv", ["mars2", "report", str(tmp_path)])
     with pytest.raises(ValueError, match="a bug"):
         main()
+
+
+def test_an_interrupted_command_says_that_it_goes_on(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmark_data.load.load_suite", interrupted)
+    code, _, error = cli("data", "list", "miniworld")
+    assert (code, error) == (130, "mars2: interrupted; the same command goes on\n")

@@ -182,8 +182,19 @@ def run(
         steps: Instead of the stage's own.
         start: A pipeline to begin with, such as the one that ships; None: with fresh weights.
         processes: Each takes its part of every batch, on one thread.
+
+    Raises:
+        TrainingError: There is no autoencoder, or the batch cannot be shared evenly.
     """
+    if processes < 1 or _batch_size(smoke) % processes:
+        raise TrainingError(
+            f"--processes is {processes}: a batch of {_batch_size(smoke)} cannot be shared evenly"
+        )
     run_team(processes, _train, out, work, smoke, seed, steps, start)
+
+
+def _batch_size(smoke: bool) -> int:
+    return 8 if smoke else 64
 
 
 def _train(
@@ -197,7 +208,7 @@ def _train(
 ) -> None:
     torch.set_num_threads(1)
     steps = steps or (6 if smoke else 12_000)
-    batch_size = 8 if smoke else 64
+    batch_size = _batch_size(smoke)
     vae_folder = out / "sdxl" / "vae"
     if not vae_folder.exists():
         raise TrainingError(f"no autoencoder in {vae_folder}: run the stage `autoencoder` first")
@@ -216,7 +227,7 @@ def _train(
     signal = alphas_cumprod()
     time_ids = torch.tensor([[RESOLUTION, RESOLUTION, 0, 0, RESOLUTION, RESOLUTION]])
     mine = slice(team.rank, None, team.size)
-    time_ids = time_ids.float().expand(len(range(batch_size)[mine]), 6)
+    time_ids = time_ids.float().expand(batch_size // team.size, 6)
 
     def loss_at(step: int) -> Tensor:
         latents, drawn = pictures.at(step)
