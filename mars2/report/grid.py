@@ -1,7 +1,7 @@
 """The picture grid of the field's papers: references on top, a row a method, a column an image."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from mars2.files import read_image, write_image
 from mars2.job import spread
 from mars2.report.formatting import words
 from mars2.report.summary import Summary
+from mars2.report.verdicts import Mark, image_marks
 from mars2.store import RunStore, Sample
 
 COLUMNS = 8
@@ -18,6 +19,7 @@ SMALL = 128  # images up to this size are shown magnified, pixel by pixel
 LARGE = 256  # others are shrunk to this
 
 _INK, _PAPER, _FAINT, _EMPTY = "#1c1c1c", "#ffffff", "#6b6b6b", "#ececec"
+_YES, _NO = "#1a7f37", "#b3261e"
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Grid:
-    """What is shown; a cell is None where there is no image."""
+    """What is shown; a cell is None where there is no image.
+
+    `marks` has the verdicts of the cells that the first judge was asked about.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[str, ...]
     controls: tuple[str, ...]
     cells: Mapping[tuple[str, Column], Sample | None]
+    marks: Mapping[tuple[str, Column], tuple[Mark, ...]]
 
     @property
     def spans(self) -> list[tuple[Column, int]]:
@@ -67,12 +73,18 @@ def choose(store: RunStore, summary: Summary, *, columns: int = COLUMNS) -> Grid
         if sample.path.is_file()
     }
     labels = tuple(method.label for method in summary.methods)
+    marks = image_marks(store, next(iter(summary.judges), None))
     return Grid(
         columns=tuple(shown),
         rows=labels,
         controls=tuple(method.label for method in summary.methods if method.control),
         cells={
             (label, column): there.get((label, column.case, column.seed))
+            for label in labels
+            for column in shown
+        },
+        marks={
+            (label, column): marks.get((label, column.case, column.seed), ())
             for label in labels
             for column in shown
         },
@@ -118,6 +130,7 @@ def draw_grid(grid: Grid, references: Mapping[str, Sequence[Path]]) -> Image.Ima
                 sheet.empty(row, column, "no image")
             else:
                 sheet.paste(image, row, column)
+                sheet.mark(grid.marks[label, column], row, column)
     return sheet.image
 
 
@@ -179,8 +192,15 @@ class _Sheet:
                 y += 3 * self.gap
             self.y.append(y)
             y += side + self.gap
-        self.image = Image.new("RGB", (x + margin - self.gap, y + margin - self.gap), _PAPER)
+        self.badge = round(side / 9)
+        marked = any(grid.marks.values())
+        legend = y + 2 * self.gap
+        bottom = legend + self.badge if marked else y - self.gap
+        self.image = Image.new("RGB", (x + margin - self.gap, bottom + margin), _PAPER)
         self.draw = ImageDraw.Draw(self.image)
+        if marked:
+            told = {mark.right for marks in grid.marks.values() for mark in marks}
+            self.legend(told, self.left, legend)
         for block, y in zip(blocks, self.y, strict=True):
             self.draw.multiline_text(
                 (self.left - margin, y + side / 2),
@@ -200,6 +220,43 @@ class _Sheet:
         image = fit(image, self.side)
         x = self.x[column] + (self.side - image.width) // 2
         self.image.paste(image, (x, self.y[row] + (self.side - image.height) // 2))
+
+    def mark(self, marks: Sequence[Mark], row: int, column: Column) -> None:
+        """Put the verdicts on the lower right corner of a cell: the subject's, then the style's."""
+        size = self.badge
+        x = self.x[column] + self.side - len(marks) * (size + self.gap)
+        y = self.y[row] + self.side - size - self.gap
+        for number, mark in enumerate(marks):
+            self.verdict(mark.right, x + number * (size + self.gap), y)
+
+    def verdict(self, right: bool | None, x: float, y: float) -> None:
+        """Draw a tick, a cross, or a bar for no answer, on a ground that tells them apart too."""
+        size = self.badge
+        ground = {True: _YES, False: _NO, None: _FAINT}[right]
+        self.draw.rounded_rectangle(
+            (x, y, x + size - 1, y + size - 1), size / 4, ground, _PAPER, max(1, size // 12)
+        )
+        strokes = {
+            True: [((0.25, 0.52), (0.43, 0.70), (0.74, 0.30))],
+            False: [((0.30, 0.30), (0.70, 0.70)), ((0.70, 0.30), (0.30, 0.70))],
+            None: [((0.27, 0.5), (0.73, 0.5))],
+        }[right]
+        for stroke in strokes:
+            points = [(x + u * (size - 1), y + v * (size - 1)) for u, v in stroke]
+            self.draw.line(points, _PAPER, max(2, size // 7), joint="curve")
+
+    def legend(self, told: Collection[bool | None], x: float, y: float) -> None:
+        """Say below the grid what the marks in it are."""
+        names = {True: "yes", False: "no", None: "no answer"}
+        for right, text in names.items():
+            if right not in told:
+                continue
+            self.verdict(right, x, y)
+            x += self.badge + self.gap
+            self.draw.text((x, y + self.badge / 2), text, _INK, self.small, anchor="lm")
+            x += self.small.getlength(text) + 4 * self.gap
+        text = "the judge's verdict: first on the subject, then on the style"
+        self.draw.text((x, y + self.badge / 2), text, _FAINT, self.small, anchor="lm")
 
     def empty(self, row: int, column: Column, text: str) -> None:
         x, y = self.x[column], self.y[row]

@@ -12,22 +12,11 @@ from mars2.files import read_image
 from mars2.report.formatting import words
 from mars2.report.grid import SMALL, Grid
 from mars2.report.summary import Summary
-from mars2.report.verdicts import Answer, verdicts
+from mars2.report.verdicts import Answer, Key, Mark, image_marks, verdicts
 from mars2.store import Record, RunStore, Sample
 
 EMBEDDED = 512  # longest side of an image on the page; scores are always of the file itself
 EXAMPLES_OF_A_KIND = 2
-
-Key = tuple[str, str, int]  # method, case, seed
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What the judge found of one aspect of an image; `right` is None if it is unscored."""
-
-    aspect: str
-    right: bool | None
-    told: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +76,7 @@ class Album:
             for record in store.records()
             if record.judge == judge
         }
+        self._marks = image_marks(store, judge)
 
     def grid_rows(self, grid: Grid) -> list[GridRow]:
         """Return the grid's rows below the references."""
@@ -164,25 +154,11 @@ class Album:
         return shown
 
     def _picture(self, sample: Sample) -> Picture:
-        marks = tuple(
-            mark
-            for aspect in ("subject", "style")
-            if (mark := self._mark(aspect, (sample.method, sample.case, sample.seed)))
-        )
         return embed(
             sample.path,
             f"{sample.method}: {words(sample.subject)}, {words(sample.style)}, seed {sample.seed}",
-            marks,
+            self._marks.get((sample.method, sample.case, sample.seed), ()),
         )
-
-    def _mark(self, aspect: str, key: Key) -> Mark | None:
-        record = self._records.get((f"mars2_{aspect}", key))
-        if record is None:
-            return None
-        answers = verdicts(record)
-        yes = sum(answer.answer is True for answer in answers)
-        told = f"{yes} of {len(answers)} say yes" if answers else ""
-        return Mark(aspect, None if record.value is None else record.value > 0.5, told)
 
     def _reference(self, concept: str, number: int) -> Picture | None:
         paths = self._references.get(concept, ())

@@ -4,7 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import cast, get_args
 
-from mars2.store import Record
+from mars2.store import Record, RunStore
+
+Key = tuple[str, str, int]  # method, case, seed
 
 PUBLISHED_JUDGE = "lmms-lab/llava-critic-7b"
 
@@ -37,6 +39,38 @@ def verdicts(record: Record) -> list[Answer]:
             strict=True,
         )
     ]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What the judge found of one aspect of an image; `right` is None if it is unscored."""
+
+    aspect: str
+    right: bool | None
+    told: str
+
+
+def image_marks(store: RunStore, judge: str | None) -> dict[Key, tuple[Mark, ...]]:
+    """Return what a judge found of each image that it was asked about: subject first, then style.
+
+    No judge: nothing.
+    """
+    if judge is None:
+        return {}
+    marks: dict[Key, dict[str, Mark]] = {}
+    for record in store.records():
+        aspect = record.metric.removeprefix("mars2_")
+        if record.judge == judge and aspect in ("subject", "style"):
+            answers = verdicts(record)
+            yes = sum(answer.answer is True for answer in answers)
+            told = f"{yes} of {len(answers)} say yes" if answers else ""
+            right = None if record.value is None else record.value > 0.5
+            key = (record.method, record.case, record.seed)
+            marks.setdefault(key, {})[aspect] = Mark(aspect, right, told)
+    return {
+        key: tuple(found[aspect] for aspect in ("subject", "style") if aspect in found)
+        for key, found in marks.items()
+    }
 
 
 def is_published(judge: str) -> bool:

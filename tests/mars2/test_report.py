@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from rich.console import Console
 
 from mars2.controls import Controls, Tally
@@ -469,6 +469,31 @@ def test_grid_holds_each_image_and_reference_magnified_exactly(build, references
         with Image.open(path) as image:
             big = image.resize((128, 128), Image.Resampling.NEAREST)
         assert contains(drawn, big), path
+
+
+def test_grid_marks_each_image_with_the_judge_s_two_verdicts(build, references):
+    told = {0: ([True], [True]), 1: ([True], [False]), 2: ([None], [True])}
+    store = build(
+        answers=lambda method, case, seed: told[seed],
+        metrics=("mars2",),
+        methods=[MethodSpec("average")],
+        subjects=("x",),
+        styles=("s",),
+        seeds=tuple(told),
+    )
+    concepts = {"x": references["striped_cat"], "s": references["neon"]}
+    marked = choose(store, summarise(store))
+    assert [[mark.right for mark in marked.marks["average", cell]] for cell in marked.columns] == [
+        [True, True], [True, False], [None, True]
+    ]  # fmt: skip
+    plain = dataclasses.replace(marked, marks=dict.fromkeys(marked.marks, ()))
+    drawn, bare = draw_grid(marked, concepts), draw_grid(plain, concepts)
+    assert drawn.height > bare.height  # a legend
+    difference = ImageChops.difference(drawn.crop((0, 0, *bare.size)), bare)
+    colors = {color for _, color in drawn.getcolors(maxcolors=10**6)}
+    assert difference.getbbox() is not None
+    for right in ((26, 127, 55), (179, 38, 30), (107, 107, 107)):
+        assert right in colors
 
 
 def contains(sheet: Image.Image, part: Image.Image) -> bool:
