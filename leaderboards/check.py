@@ -215,7 +215,7 @@ def _method_problems(entry: Entry, file: str) -> Iterator[Problem]:
         why += " that reads a file of its own" if method.files else ""
         yield Problem(file, "method.track", why, shown(method.track))
     if method.licence not in LICENCES:
-        expected = f"one of {', '.join(LICENCES)}"
+        expected = f"one of {', '.join(LICENCES)} (--licence of `mars2 leaderboard add`)"
         yield Problem(file, "method.licence", expected, shown(method.licence))
     for package in ("mars2", "torch", "numpy"):
         if not entry.environment.get(package):

@@ -3,6 +3,7 @@
 import csv
 import difflib
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -70,12 +71,9 @@ def match_folder(
         raise RunError(
             f"{folder} has pairs of several splits ({', '.join(splits)}): give one with --split"
         )
-    missing = [] if partial else lacking(found, suite.cases[splits[0]])
-    if missing:
-        raise RunError(
-            f"images are missing: {listed(missing)}; complete them, or give --partial to score "
-            "what is there"
-        )
+    others = "" if partial else uneven(found, suite.cases[splits[0]])
+    if others:
+        raise RunError(f"{others}; mend that, or give --partial to score what is there")
     return ImagesSpec(str(folder), tuple(found), suite_name, suite.revision, splits[0])
 
 
@@ -224,18 +222,24 @@ def _with_seeds(files: Sequence[Path]) -> list[tuple[int, Path]]:
     return list(enumerate(files))
 
 
-def lacking(found: Sequence[FoundImage], cases: Sequence[Case]) -> list[str]:
-    """Return the pairs, by method, with fewer images than others, as `ties/cat_ink (3 of 10)`."""
+def uneven(found: Sequence[FoundImage], cases: Sequence[Case]) -> str:
+    """Say which pairs, by method, have fewer or more images than most; "" if all have as many.
+
+    Such as `images are missing: ties/cat_ink (3 of 10)`. Of two numbers that are as frequent the
+    larger is the usual one.
+    """
     methods = dict.fromkeys(image.method for image in found)
     counts = {(method, case.id): 0 for method in methods for case in cases}
     for image in found:
         counts[image.method, image.case] += 1
-    most = max(counts.values())
-    return [
-        f"{method}/{case} ({count} of {most})"
-        for (method, case), count in counts.items()
-        if count < most
-    ]
+    often = Counter(count for count in counts.values() if count)
+    usual = max(often, key=lambda count: (often[count], count))
+    told = {key: f"{'/'.join(key)} ({count} of {usual})" for key, count in counts.items()}
+    fewer = [told[key] for key, count in counts.items() if count < usual]
+    more = [told[key] for key, count in counts.items() if count > usual]
+    parts = [f"images are missing: {listed(fewer)}"] if fewer else []
+    parts += [f"there are more images than of other pairs: {listed(more)}"] if more else []
+    return "; ".join(parts)
 
 
 def _read_rows(manifest: Path) -> list[tuple[int, dict[str, str]]]:

@@ -24,6 +24,18 @@ class RunError(ValueError):
     """A run or a scoring that cannot start or go on because of what it was given."""
 
 
+class NotReadyError(RunError):
+    """Several things keep a run from starting; all are told at once.
+
+    Attributes:
+        problems: One line each: what is wrong, and what to do.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(f"{len(problems)} things keep it from starting: {'; '.join(problems)}")
+        self.problems = tuple(problems)
+
+
 def digest(value: object) -> str:
     """Return the sha256 (64 hex) of a value's canonical JSON: sorted keys, no spaces.
 

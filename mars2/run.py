@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants as hub
 from PIL import Image
 
 from baselines.adapter import AdapterError, LoraAdapter, check_same_layers
@@ -22,7 +23,7 @@ from baselines.merging_loss import PairTask
 from baselines.policy import Policy
 from baselines.registry import MergeMethod, PluginError, parse_method
 from benchmark_data.references import file_digest, open_image, reference_paths
-from benchmark_data.suite import Concept, Suite
+from benchmark_data.suite import Concept, Suite, SuiteError
 from mars2 import __version__
 from mars2.executor import map_jobs
 from mars2.files import write_image
@@ -31,6 +32,7 @@ from mars2.job import (
     Choices,
     Job,
     MethodSpec,
+    NotReadyError,
     PlannedCase,
     RunError,
     RunSpec,
@@ -45,6 +47,7 @@ from mars2.quiet import no_bars
 from mars2.store import Cost, RunStore
 
 MERGED = "the merge made them, of adapters that are finite"  # ends the refusal of a merged adapter
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # an option that ends so names a file
 DEFAULT_METHODS = ("direct_sum", "average", "ziplora", "lorarar")
 
 
@@ -61,13 +64,25 @@ class Plan:
         return Path(self.spec.adapters) / f"{concept}.safetensors"
 
 
-def prepare(suite_name: str, suite: Suite, choices: Choices) -> Plan:
+def prepare(suite_name: str, suite: Suite, choices: Choices, *, scored: bool = False) -> Plan:
     """Return the plan of a run, everything looked up and checked that needs no model.
 
+    What has to be made or fetched first (adapters, reference images, files that methods name, the
+    base model) is told all at once. A base model on the hub is looked up, and that is downloaded,
+    only when the rest is there.
+
+    Args:
+        suite_name: Name or path of the suite, as given.
+        suite: What is in it.
+        choices: What to run of it.
+        scored: Whether the images will be scored, for which reference images are needed.
+
     Raises:
-        RunError: An unknown split, a missing adapter, a method given twice, ...
+        RunError: An unknown split, a method given twice, ...
+        NotReadyError: More than one thing that has to be made or fetched is missing.
         PluginError: An unknown method or option.
         AdapterError: An adapter that cannot be read, or with values that are not finite.
+        SuiteError: Reference images are missing that the scoring or a method needs.
     """
     if choices.split not in suite.cases:
         raise RunError(
@@ -87,6 +102,23 @@ def prepare(suite_name: str, suite: Suite, choices: Choices) -> Plan:
     seeds = choices.seeds or _suite_seeds(suite, choices.split)
     generation = suite.generation
     model = choices.model or suite.models.base
+    found: list[Exception] = []
+    digests: dict[str, str] = {}
+    revision = ""
+    with _noted(found):
+        _check_files(methods)
+    with _noted(found):
+        digests = _adapter_digests(Path(adapters), list(concepts.values()), suite_name)
+    if scored or any(method_spec.kind == "fit" for method_spec, _ in methods):
+        with _noted(found):
+            reference_paths(list(concepts.values()), suite_name)
+    if not found or Path(model).is_dir() or hub.HF_HUB_OFFLINE:
+        with _noted(found):
+            revision = model_revision(model)
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise NotReadyError([str(error) for error in found])
     spec = RunSpec(
         suite=suite_name,
         suite_revision=suite.revision,
@@ -96,11 +128,11 @@ def prepare(suite_name: str, suite: Suite, choices: Choices) -> Plan:
         ),
         methods=tuple(method_spec for method_spec, _ in methods),
         model=model,
-        model_revision=model_revision(model),
+        model_revision=revision,
         dtype=choices.dtype or ("float32" if device == "cpu" else "float16"),
         device=device,
         adapters=str(adapters),
-        adapter_digests=_adapter_digests(Path(adapters), list(concepts.values()), suite_name),
+        adapter_digests=digests,
         seeds=seeds,
         steps=generation.steps if choices.steps is None else choices.steps,
         guidance_scale=generation.guidance_scale,
@@ -110,6 +142,33 @@ def prepare(suite_name: str, suite: Suite, choices: Choices) -> Plan:
         environment=environment(),
     )
     return Plan(spec, suite, {method_spec.label: method for method_spec, method in methods})
+
+
+@contextmanager
+def _noted(found: list[Exception]) -> Iterator[None]:
+    """Keep an error of what is checked, so that the next thing can be checked as well."""
+    try:
+        yield
+    except (AdapterError, RunError, SuiteError) as error:
+        found.append(error)
+
+
+def _check_files(methods: Sequence[tuple[MethodSpec, MergeMethod]]) -> None:
+    """Check that the files of weights are there that options of methods name.
+
+    Raises:
+        RunError: One is not.
+    """
+    missing = [
+        f"{method.label.partition(':')[0]}:{name}={value}"
+        for method, _ in methods
+        for name, value in method.resolved.items()
+        if isinstance(value, str)
+        and Path(value).suffix in WEIGHTS
+        and not Path(value).expanduser().is_file()
+    ]
+    if missing:
+        raise RunError(f"{few(missing)}: no such file")
 
 
 def resolve_methods(

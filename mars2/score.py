@@ -130,7 +130,10 @@ def _check_readable(paths: Sequence[Path]) -> None:
             broken.append(str(error))
     if broken:
         count = f"{len(broken)} images are broken: " if len(broken) > 1 else ""
-        raise RunError(count + few(broken, "; "))
+        raise RunError(
+            f"{count}{few(broken, '; ')}. Delete them, and draw them again or give --partial to "
+            "score the others"
+        )
 
 
 def _key(sample: Sample | Record) -> tuple[str, str, int]:

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `mars2 --help` answ
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -119,15 +120,17 @@ def main() -> None:
     except (ValueError, RuntimeError) as error:
         if not any(kind.__name__ in PUBLIC_ERRORS for kind in type(error).__mro__):
             raise
-        _fail(str(error))
+        _fail(str(error), getattr(error, "problems", ()))
     except OSError as error:  # a disk that is full, a folder that may not be written, ...
         if error.filename is None:
             raise
         _fail(f"{error.filename}: {error.strerror}; choose another place, or see to this one")
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, problems: Sequence[str] = ()) -> NoReturn:
+    """End with a message on one line, or, where there are several problems, a line for each."""
     if _debugged[0]:
         traceback.print_exc()
-    sys.stderr.write(f"mars2: {' '.join(message.split())}\n")
+    lines = [f"{len(problems)} things are to be done first", *problems] if problems else [message]
+    sys.stderr.write("mars2: " + "\n  - ".join(" ".join(line.split()) for line in lines) + "\n")
     sys.exit(2)

@@ -18,6 +18,11 @@ CHOICES = Choices(
     device="cpu",
 )
 SCORING = work.Scoring(device="cpu")
+NEXT = """
+The page has the other tables: CLIP and DINO, scores corrected for the judge's errors, scores by
+subject and style, costs, and the judge's answers with the images. grid.png is the picture of it.
+What the miniature world is, and how far its judge is to be trusted: docs/miniworld.md
+A method of your own: docs/tutorial.md     All methods and commands: docs/reference.md"""
 
 
 def demo(
@@ -40,9 +45,15 @@ def demo(
             f"mars2: {out} holds a run of another version or with other settings and is left as it "
             f"is; the demo is in {folder}\n"
         )
+    print(
+        f"{len(plan.spec.methods)} methods and controls on {len(plan.spec.cases)} pairs of the "
+        f"miniature world, {len(CHOICES.seeds)} images of each: merge, draw, judge, report.",
+        flush=True,
+    )
     store = work.carry_out(plan, folder, batch_size=len(CHOICES.seeds))
     failed = work.score(store, SCORING)
-    work.report(store)
+    work.report(store, brief=True)
+    print(NEXT)
     work.exit_if_failed(failed)
 
 

@@ -6,11 +6,15 @@ from typing import Annotated
 import typer
 
 from mars2.cli.options import parse_dtype
+from mars2.job import RunError
 
 
 def merge(
     files: Annotated[list[Path], typer.Argument(help="LoRA files; the subject's, the style's.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The merged LoRA's file.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output if it is there.")
+    ] = False,
     method: Annotated[str, typer.Option(help="Such as direct_sum or average.")] = "direct_sum",
     seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
     layers: Annotated[
@@ -46,6 +50,8 @@ def merge(
     """
     from mars2.merge import merge_files
 
+    if output.exists() and not overwrite:
+        raise RunError(f"{output} is there already: give another --output, or --overwrite")
     for line in merge_files(
         files,
         output,

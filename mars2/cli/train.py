@@ -68,12 +68,12 @@ def lora(
     """Train LoRAs of a suite's subjects and styles by DreamBooth; what is there is skipped."""
     from baselines.dreambooth import LoraTraining
     from benchmark_data.load import load_suite
-    from benchmark_data.references import open_image, reference_paths
+    from benchmark_data.references import open_references, reference_paths
 
     loaded = load_suite(suite)
     concepts = _chosen(loaded, concept or [], every=every, split=split)
     todo = [one for one in concepts if not (out / f"{one.id}.safetensors").exists()]
-    images = {one.id: reference_paths([one], suite) for one in todo}
+    reference_paths(todo, suite)  # all that are missing are counted at once
     given = {
         "rank": rank,
         "lr": lr,
@@ -99,9 +99,8 @@ def lora(
         if denoiser is None or one not in todo:
             print(f"{path} is there already")
             continue
-        shown = [open_image(image) for image in images[one.id]]
         told = {TRAINING_KEY: json.dumps(_training(wanted[one.id], base, one.prompts))}
-        _train(denoiser, shown, one.prompts, wanted[one.id], path, told)
+        _train(denoiser, open_references(one), one.prompts, wanted[one.id], path, told)
 
 
 @app.command()
@@ -131,16 +130,14 @@ def joint(
     """
     from baselines.dreambooth import LoraTraining
     from benchmark_data.load import load_suite
-    from benchmark_data.references import open_image, reference_paths
+    from benchmark_data.references import open_references, reference_paths
 
     loaded = load_suite(suite)
     cases = _cases(loaded, case or [], split)
     todo = [one for one in cases if not (out / f"{one.id}.safetensors").exists()]
-    images = {
-        concept.id: [open_image(path) for path in reference_paths([concept], suite)]
-        for one in todo
-        for concept in (one.subject, one.style)
-    }
+    shown = dict.fromkeys(concept for one in todo for concept in (one.subject, one.style))
+    reference_paths(list(shown), suite)  # all that are missing are counted at once
+    images = {concept.id: open_references(concept) for concept in shown}
     given = {
         "rank": rank,
         "lr": lr,

@@ -11,7 +11,7 @@ import typer
 
 from benchmark_data.suite import Suite
 from mars2.cli.progress import progress
-from mars2.job import Choices, RunError, listed, plan
+from mars2.job import Choices, RunError, plan
 from mars2.store import RUN_FILE, SCORES_FOLDER, RunStore
 
 if TYPE_CHECKING:  # they import torch or much else, which `--help` has no time for
@@ -105,7 +105,7 @@ def show_plan(suite: str, choices: Choices, out: Path, scoring: Scoring | None =
     from benchmark_data.load import load_suite
     from mars2.run import prepare, rehearse, unfinished
 
-    run_plan = prepare(suite, load_suite(suite), choices)
+    run_plan = prepare(suite, load_suite(suite), choices, scored=scoring is not None)
     check_scoring(run_plan, scoring)
     spec = run_plan.spec
     jobs = plan(spec)
@@ -135,7 +135,6 @@ def check_scoring(run_plan: "Plan", scoring: Scoring | None) -> None:
     """
     from typing import get_args
 
-    from benchmark_data.references import reference_paths
     from mars2.judges import JUDGES, JudgeError, load_judge, load_templates, refuse_server
     from mars2.judges.llava_onevision import Layout
     from mars2.metrics import METRICS
@@ -157,10 +156,6 @@ def check_scoring(run_plan: "Plan", scoring: Scoring | None) -> None:
                 )
             if scoring.prompts is not None:
                 load_templates(scoring.prompts)
-    if scoring is not None or any(method.kind == "fit" for method in run_plan.methods.values()):
-        concepts = run_plan.suite.concepts
-        shown = dict.fromkeys(c for case in run_plan.spec.cases for c in (case.subject, case.style))
-        reference_paths([concepts[concept] for concept in shown], run_plan.suite.name)
 
 
 def generate(
@@ -186,7 +181,7 @@ def generate(
     from mars2.run import prepare
 
     return carry_out(
-        prepare(suite, load_suite(suite), choices),
+        prepare(suite, load_suite(suite), choices, scored=scoring is not None),
         out,
         batch_size=batch_size,
         save_adapters=save_adapters,
@@ -244,7 +239,7 @@ def open_images(
         RunError: Options that do not go together, or images that cannot be matched.
     """
     from benchmark_data.load import load_suite
-    from mars2.image_folder import lacking, match_folder, read_manifest, single_pair
+    from mars2.image_folder import match_folder, read_manifest, single_pair, uneven
 
     subject_refs, style_refs, style_name = pair
     one_pair = subject_refs is not None or style_refs is not None or style_name is not None
@@ -276,11 +271,8 @@ def open_images(
     if manifest:
         return RunStore.create(out, read_manifest(manifest, folder, suite, loaded, out=out))
     matched = match_folder(folder, suite, loaded, out=out, split=split, partial=partial)
-    if missing := lacking(matched.images, loaded.cases[matched.split]):
-        sys.stderr.write(
-            f"mars2: images are missing: {listed(missing)}; the rates are those of the images that "
-            "are there\n"
-        )
+    if others := uneven(matched.images, loaded.cases[matched.split]):
+        sys.stderr.write(f"mars2: {others}; the rates are those of the images that are there\n")
     return RunStore.create(out, matched)
 
 
@@ -360,7 +352,11 @@ def exit_if_failed(failed: Sequence[str]) -> None:
 
 
 def report(
-    store: RunStore, suite: str | None = None, *, controls: Sequence[Path] | None = None
+    store: RunStore,
+    suite: str | None = None,
+    *,
+    controls: Sequence[Path] | None = None,
+    brief: bool = False,
 ) -> None:
     """Write scores.json, report.html and grid.png; print the tables and where the files lie.
 
@@ -368,6 +364,7 @@ def report(
         store: A run, or the results of a scored folder of images.
         suite: Where the suite lies now; None: where it lay then.
         controls: Files of `mars2 judge check`; None: those in the user's cache, if there are any.
+        brief: Print the first table only; the page has them all.
     """
     from rich.console import Console
 
@@ -388,6 +385,6 @@ def report(
     )
     summary = summarise(store, known)
     paths = write_report(store, summary, references=references)
-    terminal_table(summary, Console())
+    terminal_table(summary, Console(), brief=brief)
     for path in (paths.scores, paths.grid, paths.html):
         print(path)

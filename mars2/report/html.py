@@ -16,6 +16,7 @@ from mars2.report.pictures import Album
 from mars2.report.plots import interval_plot, trade_off_plot
 from mars2.report.summary import MARS2, Summary
 from mars2.report.tables import (
+    FEW_PAIRS,
     cell,
     concept_table,
     corrected_table,
@@ -26,8 +27,6 @@ from mars2.report.tables import (
 )
 from mars2.report.verdicts import PUBLISHED_JUDGE, is_published, questions
 from mars2.store import ImagesSpec, RunStore
-
-FEW_PAIRS = 20
 
 
 def write_html(

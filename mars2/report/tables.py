@@ -16,6 +16,8 @@ from mars2.report.summary import (
 from mars2.report.verdicts import PUBLISHED_JUDGE, is_published
 from mars2.stats import LEVEL, RESAMPLES, Estimate
 
+FEW_PAIRS = 20  # below it, intervals by the bootstrap are clearly too narrow
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -381,9 +383,16 @@ def judge_note(judge: str) -> str:
 
 def interval_note(summary: Summary) -> str:
     """Return a line that says what the brackets are."""
-    if len(summary.cases) < 2:
+    pairs = len(summary.cases)
+    if pairs < 2:
         return "One pair: no intervals."
-    return f"[low, high]: {LEVEL:.0%} interval, bootstrap over pairs ({RESAMPLES} resamples)."
+    note = f"[low, high]: {LEVEL:.0%} interval, bootstrap over pairs ({RESAMPLES} resamples)."
+    if pairs < FEW_PAIRS:
+        note += (
+            f" Of only {pairs} pairs it is too narrow; one of no width says that all pairs agree, "
+            "not that the score is certain."
+        )
+    return note
 
 
 def size(summary: Summary) -> str:

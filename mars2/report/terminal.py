@@ -20,10 +20,20 @@ from mars2.report.tables import (
 )
 
 
-def terminal_table(summary: Summary, console: Console) -> None:
-    """Print the tables: MARS2, corrections, similarities, the first score by concept, costs."""
+def terminal_table(summary: Summary, console: Console, *, brief: bool = False) -> None:
+    """Print the tables: MARS2, corrections, similarities, the first score by concept, costs.
+
+    Args:
+        summary: What to print.
+        console: Where.
+        brief: Print MARS2 by the first judge only.
+    """
     if not summary.sources:
         console.print("no scores yet: run `mars2 score` on this folder")
+    if brief:
+        for judge in summary.judges[:1]:
+            print_table(mars2_table(summary, judge), console)
+        return
     tables: list[Table | None] = []
     for judge in summary.judges:
         tables += [mars2_table(summary, judge), corrected_table(summary, judge)]

@@ -240,7 +240,7 @@ def plan_run(
         AdapterError: As `prepare`, or a network's file cannot be read.
     """
     chosen = dataclasses.replace(choices, methods=tuple(untrained), controls=False)
-    plain = prepare(suite_name, suite, chosen)
+    plain = prepare(suite_name, suite, chosen, scored=True)
     specs, methods = list(plain.spec.methods), dict(plain.methods)
     for one in trained:
         load_checkpoint(one.network)

@@ -1,6 +1,7 @@
 """The command line, by tables of arguments, output and exit code."""
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -140,7 +141,14 @@ def test_the_demo_ends_with_table_and_picture(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     code, said, error = cli("demo", "--out", out)
     assert (code, error) == (0, "")
-    assert said.split()[-2:] == [str(out / "grid.png"), str(out / "report.html")]
+    assert f"{out / 'grid.png'}\n{out / 'report.html'}\n" in said
+    assert said.startswith(
+        "4 methods and controls on 2 pairs of the miniature world, 1 images of each"
+    )
+    assert said.count("interval, bootstrap over pairs") == 1  # one table, the first
+    for document in re.findall(r"docs/\w+\.md", said):
+        assert (Path(__file__).parents[2] / document).is_file()
+    assert "docs/miniworld.md" in said
     assert cli("demo", "--out", out) == (0, said, "")
 
 
@@ -162,7 +170,7 @@ def test_the_demo_leaves_the_run_of_an_older_version_alone(
         assert error.startswith(f"mars2: {out} holds a run of another version")
         assert error.count("\n") == 1
         assert f"the demo is in {second}" in error
-        assert said.split()[-1] == str(second / "report.html")
+        assert f"{second / 'report.html'}\n" in said
     assert _contents(out) == before
     assert not (tmp_path / "demo-3").exists()
 
@@ -225,6 +233,44 @@ def test_a_folder_of_images_is_scored(cli: Cli, world, tmp_path: Path, random_im
 
 def spoil(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
+
+
+def test_all_that_a_run_lacks_is_told_at_once(
+    cli: Cli, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (world.folder / "ink_0.png").unlink()
+    (world.folder / "cat_1.png").unlink()
+    arguments = ("--method", "lorarar:checkpoint=none.safetensors", "--model", "nobody/nothing")
+    arguments += ("--suite", world.suite, "--adapters", "/none", "--device", "cpu")
+    for more in ((), ("--dry-run",)):
+        code, said, error = cli("run", *arguments, "--out", tmp_path / "run", *more)
+        assert (code, said) == (2, "")
+        first, *others = error.splitlines()
+        assert first == "mars2: 4 things are to be done first"
+        starts = [line.removeprefix("  - ") for line in others]
+        assert starts[0] == "lorarar:checkpoint=none.safetensors: no such file"
+        assert starts[1].startswith("4 of 4 adapters are missing in /none")
+        assert starts[2].startswith("2 of 5 reference images are missing (cat: cat_1.png, ink:")
+        assert starts[3].startswith("no model 'nobody/nothing'")
+    assert not (tmp_path / "run").exists()
+    # unscored, and without a method that is fitted to images, it needs no references
+    code, _, error = cli("run", *arguments, "--out", tmp_path / "run", "--no-score")
+    assert error.startswith("mars2: 3 things")
+
+
+def test_nothing_is_downloaded_while_something_else_is_missing(
+    cli: Cli, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    asked = []
+    monkeypatch.setattr("mars2.run.model_revision", lambda model: asked.append(model) or "0")
+    arguments = ("run", "--suite", world.suite, "--model", "nobody/nothing", "--device", "cpu")
+    arguments += ("--method", "average", "--out", tmp_path / "run", "--dry-run")
+    assert cli(*arguments, "--adapters", "/none")[0] == 2
+    assert asked == []
+    assert cli(*arguments)[0] == 0
+    assert asked == ["nobody/nothing"]
 
 
 @pytest.mark.parametrize(

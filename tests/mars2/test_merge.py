@@ -186,8 +186,15 @@ def test_the_command_hands_its_options_on(files: list[Path], tmp_path: Path) -> 
     assert "rank 2, " in result.output
     assert "float16, spelled as kohya does" in result.output.replace("\n", " ")
     assert metadata(out)["method"] == "average"
+    # what is there is not written over unasked
+    again = ["merge", *map(str, files), "-o", str(out), "--ignore-text-encoder"]
+    refused = CliRunner().invoke(app, again)
+    assert "is there already" in str(refused.exception)
+    assert metadata(out)["method"] == "average"
     factors = [value for key, value in load_file(out).items() if not key.endswith(".alpha")]
     assert {value.dtype for value in factors} == {torch.float16}
+    assert CliRunner().invoke(app, [*again, "--overwrite"]).exit_code == 0
+    assert metadata(out)["method"] == "direct_sum"
 
 
 # --- memory

@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmark_data.load import load_suite
 from mars2.cli.work import open_images
-from mars2.image_folder import lacking, match_folder, read_manifest, single_pair
+from mars2.image_folder import match_folder, read_manifest, single_pair, uneven
 from mars2.job import RunError
 from mars2.metrics import Evaluated, Score
 from mars2.references import find_references
@@ -147,13 +147,19 @@ def test_partial_folders_are_scored_if_asked(world, folder: Path) -> None:
     assert len(matched(world, folder, partial=True).images) == 6
 
 
+def test_one_image_too_many_is_told_of_its_own_folder(world, folder: Path) -> None:
+    shutil.copy(folder / "dog_oil/1.png", folder / "dog_oil/2.png")
+    with pytest.raises(RunError, match=r"^there are more .*pairs: mine/dog_oil \(3 of 2\); mend"):
+        matched(world, folder)
+
+
 def test_what_a_partial_folder_lacks_is_told(
     world, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "dog_oil/1.png").unlink()
     suite = load_suite(world.suite)
     found = matched(world, folder, partial=True)
-    assert lacking(found.images, suite.cases["test"]) == ["mine/dog_oil (1 of 2)"]
+    assert uneven(found.images, suite.cases["test"]) == "images are missing: mine/dog_oil (1 of 2)"
     open_images(
         folder,
         suite=world.suite,
