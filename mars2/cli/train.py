@@ -135,9 +135,9 @@ def joint(
     loaded = load_suite(suite)
     cases = _cases(loaded, case or [], split)
     todo = [one for one in cases if not (out / f"{one.id}.safetensors").exists()]
-    shown = dict.fromkeys(concept for one in todo for concept in (one.subject, one.style))
-    reference_paths(list(shown), suite)  # all that are missing are counted at once
-    images = {concept.id: open_references(concept) for concept in shown}
+    concepts = {concept.id: concept for one in todo for concept in (one.subject, one.style)}
+    reference_paths(list(concepts.values()), suite)  # all that are missing are counted at once
+    images = {name: open_references(concept) for name, concept in concepts.items()}
     given = {
         "rank": rank,
         "lr": lr,

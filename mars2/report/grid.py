@@ -20,6 +20,12 @@ LARGE = 256  # others are shrunk to this
 
 _INK, _PAPER, _FAINT, _EMPTY = "#1c1c1c", "#ffffff", "#6b6b6b", "#ececec"
 _YES, _NO = "#1a7f37", "#b3261e"
+_STROKES: Mapping[bool | None, Sequence[Sequence[tuple[float, float]]]] = {
+    True: [((0.25, 0.52), (0.43, 0.70), (0.74, 0.30))],
+    False: [((0.30, 0.30), (0.70, 0.70)), ((0.70, 0.30), (0.30, 0.70))],
+    None: [((0.27, 0.5), (0.73, 0.5))],
+}
+"""Of a verdict's mark, in parts of its side."""
 
 
 @dataclass(frozen=True)
@@ -236,12 +242,7 @@ class _Sheet:
         self.draw.rounded_rectangle(
             (x, y, x + size - 1, y + size - 1), size / 4, ground, _PAPER, max(1, size // 12)
         )
-        strokes = {
-            True: [((0.25, 0.52), (0.43, 0.70), (0.74, 0.30))],
-            False: [((0.30, 0.30), (0.70, 0.70)), ((0.70, 0.30), (0.30, 0.70))],
-            None: [((0.27, 0.5), (0.73, 0.5))],
-        }[right]
-        for stroke in strokes:
+        for stroke in _STROKES[right]:
             points = [(x + u * (size - 1), y + v * (size - 1)) for u, v in stroke]
             self.draw.line(points, _PAPER, max(2, size // 7), joint="curve")
 
