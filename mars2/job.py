@@ -211,10 +211,19 @@ class RunSpec:
     def differences(self, other: "RunSpec") -> list[str]:
         """Return one line for each thing that forbids `other` to go on in the folder of this run.
 
-        Methods may be added, and files may lie elsewhere with the same content.
+        Methods may be added, pairs too where all methods are there again, and files may lie
+        elsewhere with the same content.
         """
-        free = {"methods", "environment", "model", "adapters", "adapter_digests", "suite"}
+        free = {"methods", "environment", "model", "adapters", "adapter_digests", "suite", "limit"}
         lines = []
+        if self._more_pairs(other):
+            free |= {"cases"}
+            left_out = [label for label in self.labels if label not in other.labels]
+            if left_out:
+                lines.append(
+                    f"pairs were {len(self.cases)}, now {len(other.cases)}, but without "
+                    f"{few(left_out)}, which would lack the new ones"
+                )
         for item in dataclasses.fields(self):
             if item.name not in free:
                 name = item.name.replace("_", " ")
@@ -236,10 +245,21 @@ class RunSpec:
             )
         return lines
 
-    def with_methods_of(self, other: "RunSpec") -> "RunSpec":
-        """Return this run with those methods of `other` added that it does not have."""
+    def grown_to(self, other: "RunSpec") -> "RunSpec":
+        """Return this run with those methods and pairs of `other` that it does not have."""
         added = tuple(method for method in other.methods if method.label not in self.labels)
-        return dataclasses.replace(self, methods=self.methods + added)
+        grown = dataclasses.replace(self, methods=self.methods + added)
+        if not self._more_pairs(other):
+            return grown
+        return dataclasses.replace(
+            grown,
+            cases=other.cases,
+            limit=other.limit,
+            adapter_digests={**self.adapter_digests, **other.adapter_digests},
+        )
+
+    def _more_pairs(self, other: "RunSpec") -> bool:
+        return set(self.cases) < set(other.cases)
 
 
 def read_schema(data: Mapping[str, Any], cls: type) -> dict[str, Any]:

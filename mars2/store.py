@@ -189,7 +189,8 @@ class RunStore:
     def create(cls, folder: Path, spec: RunSpec | ImagesSpec, *, write: bool = True) -> "RunStore":
         """Return the store of a new run, or of the same run to go on with.
 
-        An existing run may get further methods; a folder of images is looked through anew.
+        An existing run may get further methods and pairs; a folder of images is looked through
+        anew.
 
         Args:
             folder: Where it lies, or will.
@@ -304,7 +305,7 @@ class RunStore:
 
 
 def _continued(folder: Path, spec: RunSpec) -> RunSpec:
-    """Return the run in a folder with the methods of `spec` added.
+    """Return the run in a folder with the methods and pairs of `spec` added.
 
     A method that has drawn nothing yet, such as one whose code failed, is taken as it is now.
     """
@@ -324,7 +325,7 @@ def _continued(folder: Path, spec: RunSpec) -> RunSpec:
             f"{folder} holds a run with other settings: {few(differences, '; ')}. Choose another "
             f"--out, or give the old settings again ({folder / RUN_FILE} has them all)"
         )
-    return there.with_methods_of(spec)
+    return there.grown_to(spec)
 
 
 def _read_run(path: Path) -> RunSpec:

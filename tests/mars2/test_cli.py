@@ -235,6 +235,29 @@ def spoil(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
 
 
+def test_a_small_run_grows_into_the_whole(cli: Cli, world, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ("run", "--suite", world.suite, "--out", out, "--device", "cpu", "--no-controls")
+    arguments += ("--metrics", "mars2", "--method", "average")
+    assert cli(*arguments, "--limit", "2")[0] == 0
+    first = _contents(out / "images")
+    code, said, error = cli(*arguments, "--dry-run")
+    assert (code, error) == (0, "")
+    assert "4 jobs, 2 to do" in said
+    code, said, error = cli(*arguments)
+    assert (code, error) == (0, "")
+    assert "4 pairs" in said
+    images = _contents(out / "images")
+    assert {path: images[path] for path in first} == first
+    assert len(images) == 2 * len(first)
+    whole = tmp_path / "whole"
+    assert cli(*(whole if one == out else one for one in arguments))[0] == 0
+    assert list(_contents(whole / "images").values()) == list(images.values())
+    code, _, error = cli(*arguments, "--limit", "2")
+    assert code == 2
+    assert "pairs were 4, now 2" in error
+
+
 def test_all_that_a_run_lacks_is_told_at_once(
     cli: Cli, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

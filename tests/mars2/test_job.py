@@ -153,7 +153,27 @@ def test_differences_name_field_and_both_values() -> None:
 def test_methods_may_be_added() -> None:
     more = make_spec(methods=(MethodSpec("base"), MethodSpec("mean")))
     assert make_spec().differences(more) == []
-    assert make_spec().with_methods_of(more).labels == ("base", "sum:w=0.5", "mean")
+    assert make_spec().grown_to(more).labels == ("base", "sum:w=0.5", "mean")
+
+
+def test_pairs_may_be_added_for_all_methods() -> None:
+    whole = make_spec()
+    trial = make_spec(
+        cases=whole.cases[1:],
+        limit=1,
+        adapter_digests={name: whole.adapter_digests[name] for name in ("dog", "oil")},
+    )
+    assert trial.differences(whole) == []
+    assert trial.grown_to(whole) == whole  # in the suite's order, with all digests
+    kept = {job.id for job in plan(trial)}
+    assert kept < {job.id for job in plan(whole)}
+    fewer = make_spec(methods=whole.methods[:1])
+    assert trial.differences(fewer) == [
+        "pairs were 1, now 2, but without sum:w=0.5, which would lack the new ones"
+    ]
+    with_another = make_spec(methods=(*whole.methods, MethodSpec("mean")))
+    assert trial.differences(with_another) == []
+    assert trial.grown_to(with_another) == with_another
 
 
 def test_methods_seeds_and_cases_are_there_once() -> None:

@@ -73,7 +73,8 @@ def test_the_same_run_goes_on_and_another_does_not(tmp_path: Path, spec: RunSpec
 
 def test_a_few_of_many_differences_are_told(tmp_path: Path, spec: RunSpec) -> None:
     RunStore.create(tmp_path / "run", spec)
-    other = dataclasses.replace(spec, seeds=(0,), steps=5, dtype="float16", resolution=32, limit=1)
+    other = dataclasses.replace(spec, seeds=(0,), steps=5, dtype="float16", resolution=32)
+    other = dataclasses.replace(other, guidance_scale=1.5)
     with pytest.raises(RunError, match=r"now float16; seeds was .*; steps .* and 2 more\. Choose"):
         RunStore.create(tmp_path / "run", other)
 
