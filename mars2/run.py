@@ -5,7 +5,7 @@ import importlib.metadata
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -41,6 +41,7 @@ from mars2.job import (
     plan,
     spread,
 )
+from mars2.judges.errors import JudgeError
 from mars2.memory import PeakMemory
 from mars2.pipelines import Pipeline, find_model, model_revision
 from mars2.quiet import no_bars
@@ -64,7 +65,14 @@ class Plan:
         return Path(self.spec.adapters) / f"{concept}.safetensors"
 
 
-def prepare(suite_name: str, suite: Suite, choices: Choices, *, scored: bool = False) -> Plan:
+def prepare(
+    suite_name: str,
+    suite: Suite,
+    choices: Choices,
+    *,
+    scored: bool = False,
+    checks: Sequence[Callable[[], None]] = (),
+) -> Plan:
     """Return the plan of a run, everything looked up and checked that needs no model.
 
     What has to be made or fetched first (adapters, reference images, files that methods name, the
@@ -76,6 +84,7 @@ def prepare(suite_name: str, suite: Suite, choices: Choices, *, scored: bool = F
         suite: What is in it.
         choices: What to run of it.
         scored: Whether the images will be scored, for which reference images are needed.
+        checks: What else may raise a public error, such as of a judge that is not here.
 
     Raises:
         RunError: An unknown split, a method given twice, ...
@@ -83,6 +92,7 @@ def prepare(suite_name: str, suite: Suite, choices: Choices, *, scored: bool = F
         PluginError: An unknown method or option.
         AdapterError: An adapter that cannot be read, or with values that are not finite.
         SuiteError: Reference images are missing that the scoring or a method needs.
+        JudgeError: What a check raises.
     """
     if choices.split not in suite.cases:
         raise RunError(
@@ -112,6 +122,9 @@ def prepare(suite_name: str, suite: Suite, choices: Choices, *, scored: bool = F
     if scored or any(method_spec.kind == "fit" for method_spec, _ in methods):
         with _noted(found):
             reference_paths(list(concepts.values()), suite_name)
+    for check in checks:
+        with _noted(found):
+            check()
     if not found or Path(model).is_dir() or hub.HF_HUB_OFFLINE:
         with _noted(found):
             revision = model_revision(model)
@@ -149,7 +162,7 @@ def _noted(found: list[Exception]) -> Iterator[None]:
     """Keep an error of what is checked, so that the next thing can be checked as well."""
     try:
         yield
-    except (AdapterError, RunError, SuiteError) as error:
+    except (AdapterError, JudgeError, RunError, SuiteError) as error:
         found.append(error)
 
 

@@ -229,9 +229,11 @@ class _Bench:
         )
         scoring = work.Scoring(metrics="mars2", judge=drawing.judge, device=self.device)
         # What would stop the run is found before an hour of training.
-        work.check_scoring(plan_run(self.name, self.suite, choices, ()), scoring)
+        plan_run(self.name, self.suite, choices, ())
+        work.check_scoring(self.suite, scoring)
         if dry_run:
             return None
+        work.fetch_models(self.suite, scoring)
         trained = self._train(shop, trainings)
         run_plan = plan_run(self.name, self.suite, choices, trained)
         folder = shop.run_folder(len(run_plan.spec.cases), drawing.images)

@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +18,7 @@ from mars2.store import RUN_FILE, SCORES_FOLDER, RunStore
 if TYPE_CHECKING:  # they import torch or much else, which `--help` has no time for
     from baselines.denoiser import Denoiser
     from mars2.judges import ServerSettings
+    from mars2.metrics import MetricSettings
     from mars2.run import Plan
 
 T = TypeVar("T")
@@ -63,6 +65,26 @@ class Scoring:
             temperature=self.judge_temperature,
         )
 
+    def settings(self, suite: Suite | None) -> "MetricSettings":
+        """What the metrics are loaded with: what was asked for, else the suite's, else defaults."""
+        from mars2.metrics import MetricSettings
+
+        models = suite and suite.models
+        chosen = {
+            "judge": self.judge or (models and models.judge),
+            "clip": self.clip or (models and models.clip),
+            "dino": self.dino or (models and models.dino),
+        }
+        return MetricSettings(
+            **{name: str(model) for name, model in chosen.items() if model},
+            layout=self.layout,
+            dtype=self.dtype,
+            prompts=self.prompts,
+            device=self.device,
+            server=self.server,
+            cache=self.cache,
+        )
+
 
 def fit_threads(*models: str | None) -> None:
     """Let one thread compute if all models are small, unless ``OMP_NUM_THREADS`` is set.
@@ -102,11 +124,9 @@ def load_denoiser(suite: Suite, model: str | None, *, dtype: str | None, device:
 
 def show_plan(suite: str, choices: Choices, out: Path, scoring: Scoring | None = None) -> None:
     """Check a run, and the scoring if there is one; print its jobs and which of them are done."""
-    from benchmark_data.load import load_suite
-    from mars2.run import prepare, rehearse, unfinished
+    from mars2.run import rehearse, unfinished
 
-    run_plan = prepare(suite, load_suite(suite), choices, scored=scoring is not None)
-    check_scoring(run_plan, scoring)
+    run_plan = checked_plan(suite, choices, scoring)
     spec = run_plan.spec
     jobs = plan(spec)
     store = RunStore.create(out, spec, write=False)
@@ -120,42 +140,76 @@ def show_plan(suite: str, choices: Choices, out: Path, scoring: Scoring | None =
     print(f"{len(jobs)} jobs, {len(todo)} to do, {len(todo) * len(spec.seeds)} images")
 
 
-def check_scoring(run_plan: "Plan", scoring: Scoring | None) -> None:
-    """Find what would stop a run only after its images were drawn.
+def checked_plan(suite: str, choices: Choices, scoring: Scoring | None) -> "Plan":
+    """Return the plan of a run, the scoring checked as well if there is one; see `prepare`."""
+    from benchmark_data.load import load_suite
+    from mars2.run import prepare
+
+    loaded = load_suite(suite)
+    checks: list[Callable[[], None]] = []
+    if scoring is not None:
+        check_scoring(loaded, scoring)
+        checks = [partial(_find_model, loaded, scoring, name) for name in scoring.names]
+    return prepare(suite, loaded, choices, scored=scoring is not None, checks=checks)
+
+
+def check_scoring(suite: Suite, scoring: Scoring) -> None:
+    """Find what is wrong in how a run is to be scored, before its images are drawn.
 
     Args:
-        run_plan: The run.
-        scoring: How its images will be scored; None: they will not be.
+        suite: The run's.
+        scoring: How its images will be scored.
 
     Raises:
         PluginError: There is no such metric or judge.
         JudgeError: A layout or a file of prompts that there is not, or a server that is not told or
             not wanted.
-        SuiteError: Reference images are missing that scoring or a method needs.
     """
     from typing import get_args
 
-    from mars2.judges import JUDGES, JudgeError, load_judge, load_templates, refuse_server
+    from mars2.judges import JUDGES, JudgeError, load_templates, refuse_server
     from mars2.judges.llava_onevision import Layout
     from mars2.metrics import METRICS
 
-    if scoring is not None:
-        for name in scoring.names:
-            METRICS.get(name)
-        judge = scoring.judge or run_plan.suite.models.judge
-        if "mars2" in scoring.names:
-            kind = judge.partition(":")[0]
-            JUDGES.get(kind)
-            if kind == "openai":
-                load_judge(judge, dtype=scoring.dtype, layout=scoring.layout, server=scoring.server)
-            else:
-                refuse_server(kind, scoring.server)
-            if scoring.layout not in get_args(Layout):
-                raise JudgeError(
-                    f"layout is {scoring.layout!r}; give one of {', '.join(get_args(Layout))}"
-                )
-            if scoring.prompts is not None:
-                load_templates(scoring.prompts)
+    for name in scoring.names:
+        METRICS.get(name)
+    settings = scoring.settings(suite)
+    if "mars2" in scoring.names:
+        kind = str(settings.judge).partition(":")[0]
+        JUDGES.get(kind)
+        if kind != "openai":
+            refuse_server(kind, scoring.server)
+        if scoring.layout not in get_args(Layout):
+            raise JudgeError(
+                f"layout is {scoring.layout!r}; give one of {', '.join(get_args(Layout))}"
+            )
+        if scoring.prompts is not None:
+            load_templates(scoring.prompts)
+
+
+def fetch_models(suite: Suite, scoring: Scoring) -> None:
+    """Find the models that score, and download what is not here: it is needed after the drawing.
+
+    Raises:
+        JudgeError: One is not to be had.
+    """
+    for name in scoring.names:
+        _find_model(suite, scoring, name, fetch=True)
+
+
+def _find_model(suite: Suite, scoring: Scoring, name: str, *, fetch: bool = False) -> None:
+    """Find a metric's model; one on the hub is let be unless it is to be fetched, or cannot be."""
+    from huggingface_hub import constants as hub
+
+    from mars2.metrics import identify_metric
+
+    settings = scoring.settings(suite)
+    model = {"mars2": str(settings.judge), "clip": settings.clip, "dino": settings.dino}.get(name)
+    if model is None:
+        return
+    kind, _, place = model.partition(":")
+    if fetch or hub.HF_HUB_OFFLINE or _size(place or kind) is not None or kind == "openai":
+        identify_metric(name, settings)
 
 
 def generate(
@@ -177,11 +231,8 @@ def generate(
         save_adapters: Whether merged adapters are kept.
         scoring: How the images will be scored, to be checked before any is drawn.
     """
-    from benchmark_data.load import load_suite
-    from mars2.run import prepare
-
     return carry_out(
-        prepare(suite, load_suite(suite), choices, scored=scoring is not None),
+        checked_plan(suite, choices, scoring),
         out,
         batch_size=batch_size,
         save_adapters=save_adapters,
@@ -201,7 +252,8 @@ def carry_out(
     from mars2.pipelines import SdxlPipeline
     from mars2.run import run, save_adapters_of, unfinished, unsaved
 
-    check_scoring(run_plan, scoring)
+    if scoring is not None:
+        fetch_models(run_plan.suite, scoring)
     store = RunStore.create(out, run_plan.spec)
     planned = plan(run_plan.spec)
     jobs = unfinished(store, planned)
@@ -284,7 +336,7 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
         reason an image and metric.
     """
     from benchmark_data.load import load_suite
-    from mars2.metrics import METRICS, MetricSettings, identify_metric, load_metric
+    from mars2.metrics import METRICS, identify_metric, load_metric
     from mars2.references import find_references
     from mars2.score import is_complete, present_samples
     from mars2.score import score as score_images
@@ -295,22 +347,8 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
     references = find_references(store, scoring.suite)
     present_samples(store, partial=partial)
     suite = scoring.suite or store.spec.suite
-    models = load_suite(suite).models if suite else None
-    chosen = {
-        "judge": scoring.judge or (models and models.judge),
-        "clip": scoring.clip or (models and models.clip),
-        "dino": scoring.dino or (models and models.dino),
-    }
-    fit_threads(*(str(model) for model in chosen.values() if model))
-    settings = MetricSettings(
-        **{name: str(model) for name, model in chosen.items() if model},
-        layout=scoring.layout,
-        dtype=scoring.dtype,
-        prompts=scoring.prompts,
-        device=scoring.device,
-        server=scoring.server,
-        cache=scoring.cache,
-    )
+    settings = scoring.settings(load_suite(suite) if suite else None)
+    fit_threads(str(settings.judge), settings.clip, settings.dino)
     failed: list[str] = []
     for name in names:
         step = None

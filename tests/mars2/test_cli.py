@@ -266,20 +266,44 @@ def test_all_that_a_run_lacks_is_told_at_once(
     (world.folder / "cat_1.png").unlink()
     arguments = ("--method", "lorarar:checkpoint=none.safetensors", "--model", "nobody/nothing")
     arguments += ("--suite", world.suite, "--adapters", "/none", "--device", "cpu")
+    arguments += ("--metrics", "mars2,dino")
     for more in ((), ("--dry-run",)):
         code, said, error = cli("run", *arguments, "--out", tmp_path / "run", *more)
         assert (code, said) == (2, "")
         first, *others = error.splitlines()
-        assert first == "mars2: 4 things are to be done first"
+        assert first == "mars2: 5 things are to be done first"
         starts = [line.removeprefix("  - ") for line in others]
         assert starts[0] == "lorarar:checkpoint=none.safetensors: no such file"
         assert starts[1].startswith("4 of 4 adapters are missing in /none")
         assert starts[2].startswith("2 of 5 reference images are missing (cat: cat_1.png, ink:")
-        assert starts[3].startswith("no model 'nobody/nothing'")
+        assert starts[3].startswith("model 'none' is neither a folder nor a hub id")
+        assert starts[4].startswith("no model 'nobody/nothing'")
     assert not (tmp_path / "run").exists()
     # unscored, and without a method that is fitted to images, it needs no references
     code, _, error = cli("run", *arguments, "--out", tmp_path / "run", "--no-score")
     assert error.startswith("mars2: 3 things")
+
+
+@pytest.mark.parametrize(
+    ("option", "model", "words"),
+    [
+        ("--judge", "llava_onevision:nobody/judge", "model 'nobody/judge' is no folder here"),
+        ("--clip", "local-dir:/none", "CLIP model local-dir:/none: there is no"),
+        ("--dino", "nobody/dino", "model 'nobody/dino' is no folder here"),
+    ],
+)
+def test_a_model_that_scores_is_missed_before_the_drawing(
+    cli: Cli, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option, model, words: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    metric = {"--judge": "mars2", "--clip": "clip", "--dino": "dino"}[option]
+    arguments = ("run", "--suite", world.suite, "--method", "average", "--device", "cpu")
+    arguments += ("--out", tmp_path / "run", "--metrics", metric, option, model)
+    for more in ((), ("--dry-run",)):
+        code, _, error = cli(*arguments, *more)
+        assert code == 2
+        assert error.startswith(f"mars2: {words}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_is_downloaded_while_something_else_is_missing(
@@ -329,6 +353,7 @@ def test_bad_runs_are_one_line_and_exit_code_2(
     if change:
         change(world)
     given = {"--suite": world.suite, "--method": "average", "--device": "cpu"}
+    given["--metrics"] = "mars2"
     given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
     flat = [part for pair in given.items() for part in pair]
     for dry in ((), ("--dry-run",)):
@@ -375,7 +400,7 @@ def test_bad_runs_are_one_line_and_exit_code_2(
             "reads is 'rows': it must be columns or features",
         ),
         (("data", "list", "miniwrld"), "miniworld"),
-        (("run", "--suite", "SUITE", "--method", "average", "--out", "/proc/x"), "/proc/x: "),
+        (("run", "--suite", "SUITE", "--no-score", "--out", "/proc/x"), "/proc/x: "),
     ],
 )
 def test_other_mistakes(
