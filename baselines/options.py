@@ -126,7 +126,8 @@ def read_parameters(
         raise PluginError(
             f"{where} takes {', '.join(before) or 'nothing'} before its options: it must take "
             f"{positional} argument{'s'[: positional - 1]}, then * and options, no *args, no "
-            "**kwargs"
+            f"**kwargs, such as def {function.__name__}("
+            f"{'deltas' if positional == 1 else 'adapters, task'}, *, weight: float = 0.5)"
         )
     asked = {item.name for item in items if item.kind is item.KEYWORD_ONLY} & set(supplied)
     options = {

@@ -175,6 +175,13 @@ def policy_method(name: str, paper: str | None = None) -> Callable[[F], F]:
 
 
 def _decorator(name: str, paper: str | None, kind: Kind) -> Callable[[F], F]:
+    if not isinstance(name, str):
+        raise PluginError(
+            f"@{kind}_method stands without a name: write @{kind}_method({name.__name__!r})"
+            if callable(name)
+            else f"the name of a method is {name!r}; it must be text"
+        )
+
     def register(function: F) -> F:
         parameters, supplied = read_parameters(
             name, function, positional=_POSITIONAL[kind], supplied=_SUPPLIED[kind]
@@ -238,6 +245,8 @@ def _from_file(path: Path, name: str) -> MergeMethod:
     if _FILES.get(path, ("",))[0] != digest:
         _FILES[path] = (digest, _load_file(path, code, f"_merge_methods_{digest}"))
     registered = _FILES[path][1]
+    if not name and registered:
+        raise PluginError(f"{path}: say which of its methods: {path.name}:{registered[0]}")
     if name not in registered:
         raise PluginError(f"{path} has no method {name!r}; {nearest(name, registered)}")
     return METHODS.get(name)

@@ -409,7 +409,7 @@ def _changes(name: str, old: object, new: object) -> list[str]:
             for cases, others in ((old, now), (new, before))
         )
         parts = [
-            f"{what} {few(ids)}" for what, ids in (("without", gone), ("besides", added)) if ids
+            f"{what} {few(ids)}" for what, ids in (("without", gone), ("and new:", added)) if ids
         ]
         told = f" ({', '.join(parts)})" if parts else " with other prompts or in another order"
         return [f"pairs were {len(old)}, now {len(new)}{told}"]

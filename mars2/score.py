@@ -92,7 +92,7 @@ def score(
         shown = (file_digest(sample.path), references.inputs(sample))
         if not set(metric.names) <= known.get((*_key(sample), metric.id, *shown), set()):
             pending.append((sample, *shown))
-    _check_readable([sample.path for sample, _, _ in pending])
+    _check_readable([sample.path for sample, _, _ in pending], partial)
     failed: list[str] = []
     for start in range(0, len(pending), batch_size):
         batch = pending[start : start + batch_size]
@@ -120,7 +120,16 @@ def score(
         yield Progress(start + len(batch), len(pending), tuple(failed))
 
 
-def _check_readable(paths: Sequence[Path]) -> None:
+def check_images(store: RunStore, *, partial: bool = False) -> None:
+    """Read all images, so that a broken one is found before a model is loaded.
+
+    Raises:
+        RunError: Images are missing or cannot be read.
+    """
+    _check_readable([sample.path for sample in present_samples(store, partial=partial)], partial)
+
+
+def _check_readable(paths: Sequence[Path], partial: bool) -> None:
     """Find all broken images before an hour of judging."""
     broken = []
     for path in paths:
@@ -129,10 +138,11 @@ def _check_readable(paths: Sequence[Path]) -> None:
         except RunError as error:
             broken.append(str(error))
     if broken:
-        count = f"{len(broken)} images are broken: " if len(broken) > 1 else ""
+        several = len(broken) > 1
+        count = f"{len(broken)} images are broken: " if several else ""
+        then = "run this again" if partial else "draw anew, or give --partial to score the others"
         raise RunError(
-            f"{count}{few(broken, '; ')}. Delete them, and draw them again or give --partial to "
-            "score the others"
+            f"{count}{few(broken, '; ')}. Delete {'them' if several else 'it'}, then {then}"
         )
 
 

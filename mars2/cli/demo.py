@@ -46,7 +46,7 @@ def demo(
             f"is; the demo is in {folder}\n"
         )
     print(
-        f"{len(plan.spec.methods)} methods and controls on {len(plan.spec.cases)} pairs of the "
+        f"{len(CHOICES.methods)} methods and the controls on {len(plan.spec.cases)} pairs of the "
         f"miniature world, {len(CHOICES.seeds)} images of each: merge, draw, judge, report.",
         flush=True,
     )

@@ -171,11 +171,13 @@ def _tell(design: Any, tasks: Sequence[Sequence[Any]], left_out: int) -> None:
     kinds = {"yes_no": "images", "pairs": "pairs of images", "both": "images and pairs of images"}
     print(
         f"{sum(counts) - sum(checks)} ratings of {kinds[design.mode]} by {len(design.methods)} "
-        f"methods, {design.per_item} raters each, and {sum(checks)} attention checks"
+        f"methods, {design.per_item} rater{'s' * (design.per_item != 1)} each, "
+        f"and {sum(checks)} attention checks"
     )
+    long = _span([max(1, round(one)) for one in minutes])
     print(
-        f"{_span(counts)} questions for each of {design.raters} raters, about "
-        f"{_span([max(1, round(one)) for one in minutes])} minutes"
+        f"{_span(counts)} questions for each of {design.raters} rater{'s' * (design.raters != 1)}, "
+        f"about {long} minute{'s' * (long != '1')}"
     )
     if left_out:
         print(f"{left_out} pairs and seeds are left out: a method has no image of them")
@@ -248,7 +250,7 @@ def _server() -> Callable[..., None]:
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         raise RunError(
-            f"the rating page needs {missing}, which is not installed: pip install 'mars2[serve]'"
+            f"the rating page needs {missing}, which is not installed: pip install -e '.[serve]'"
         ) from error
     return serve
 

@@ -338,7 +338,7 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
     from benchmark_data.load import load_suite
     from mars2.metrics import METRICS, identify_metric, load_metric
     from mars2.references import find_references
-    from mars2.score import is_complete, present_samples
+    from mars2.score import check_images, is_complete, present_samples
     from mars2.score import score as score_images
 
     names = scoring.names
@@ -350,11 +350,15 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
     settings = scoring.settings(load_suite(suite) if suite else None)
     fit_threads(str(settings.judge), settings.clip, settings.dino)
     failed: list[str] = []
+    checked = False
     for name in names:
         step = None
         identity = identify_metric(name, settings)
         if identity and is_complete(store, identity, references, partial=partial):
             continue
+        if not checked:
+            check_images(store, partial=partial)
+            checked = True
         metric = load_metric(name, settings)
         with progress(name, unit="image") as bar:
             for step in score_images(

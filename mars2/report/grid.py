@@ -43,7 +43,8 @@ class Column:
 class Grid:
     """What is shown; a cell is None where there is no image.
 
-    `marks` has the verdicts of the cells that the first judge was asked about.
+    `marks` has the verdicts of the cells that the first judge was asked about; `images` is how
+    many images a pair has, at most, of which some are shown.
     """
 
     columns: tuple[Column, ...]
@@ -51,6 +52,7 @@ class Grid:
     controls: tuple[str, ...]
     cells: Mapping[tuple[str, Column], Sample | None]
     marks: Mapping[tuple[str, Column], tuple[Mark, ...]]
+    images: int
 
     @property
     def spans(self) -> list[tuple[Column, int]]:
@@ -94,6 +96,7 @@ def choose(store: RunStore, summary: Summary, *, columns: int = COLUMNS) -> Grid
             for label in labels
             for column in shown
         },
+        images=max((len(_seeds(case, samples)) for case, _ in chosen), default=0),
     )
 
 
@@ -206,7 +209,9 @@ class _Sheet:
         self.draw = ImageDraw.Draw(self.image)
         if marked:
             told = {mark.right for marks in grid.marks.values() for mark in marks}
-            self.legend(told, self.left, legend)
+            each = max(count for _, count in grid.spans)
+            part = f"; {each} of {grid.images} images a pair shown" if each < grid.images else ""
+            self.legend(told, part, self.left, legend)
         for block, y in zip(blocks, self.y, strict=True):
             self.draw.multiline_text(
                 (self.left - margin, y + side / 2),
@@ -246,8 +251,8 @@ class _Sheet:
             points = [(x + u * (size - 1), y + v * (size - 1)) for u, v in stroke]
             self.draw.line(points, _PAPER, max(2, size // 7), joint="curve")
 
-    def legend(self, told: Collection[bool | None], x: float, y: float) -> None:
-        """Say below the grid what the marks in it are."""
+    def legend(self, told: Collection[bool | None], part: str, x: float, y: float) -> None:
+        """Say below the grid what the marks in it are, and which part of the images it shows."""
         names = {True: "yes", False: "no", None: "no answer"}
         for right, text in names.items():
             if right not in told:
@@ -256,7 +261,7 @@ class _Sheet:
             x += self.badge + self.gap
             self.draw.text((x, y + self.badge / 2), text, _INK, self.small, anchor="lm")
             x += self.small.getlength(text) + 4 * self.gap
-        text = "the judge's verdict: first on the subject, then on the style"
+        text = f"the judge's verdict: first on the subject, then on the style{part}"
         self.draw.text((x, y + self.badge / 2), text, _FAINT, self.small, anchor="lm")
 
     def empty(self, row: int, column: Column, text: str) -> None:

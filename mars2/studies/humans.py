@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from mars2.job import RunError
 from mars2.report.plots import COLORS
 from mars2.stats import LEVEL, Estimate
 from mars2.studies import contests, correlations, people, raters
@@ -85,8 +86,6 @@ def study_humans(
     scored = read_scores(metrics)
     unknown = [name for name in settings.lower if name not in {one.name for one in scored}]
     if unknown:
-        from mars2.job import RunError
-
         raise RunError(
             f"{metrics} has no metric {', '.join(unknown)}; it has "
             f"{', '.join(dict.fromkeys(one.name for one in scored))}"
@@ -142,11 +141,18 @@ def _study(data: Aligned, settings: Settings) -> _Part:
     mean = raters.mean_rating(data.rated.table)
     association = correlations.associations(data, mean, weights, settings.seed)
     ceilings = people.ceilings(data, weights, settings.seed)
+    nothing = Estimate(None, None, None, 0)
     rho: dict[tuple[str, str], Estimate] = {
-        (name, grouping): association.estimates[name, grouping, "spearman"]
+        (name, grouping): association.estimates.get((name, grouping, "spearman"), nothing)
         for name in data.scores
         for grouping in GROUPINGS
     }
+    if all(rho[name, "flat"].value is None for name in data.scores):
+        images, items = len(data.rated.images), len(data.items)
+        raise RunError(
+            f"{data.aspect}: the ratings are of {images} image{'s' * (images != 1)} of {items} "
+            f"item{'s' * (items != 1)}, which is too few for any correlation; rate more first"
+        )
     order = sorted(data.scores, key=lambda name: -(rho[name, "flat"].value or 0))
     shares = correlations.shares(data, weights)
     comparisons, cluster, told_apart = contests.comparisons(
@@ -182,12 +188,22 @@ def _said(
 ) -> list[str]:
     """Return what the numbers of an aspect say, in sentences."""
     best = order[0]
+    number = len(data.rated.raters)
+    value = rho[best, "flat"].value
+    leads = (
+        f"Over all images {best} goes with them best"
+        if value is not None and value > 0
+        else f"No metric goes with them over all images; the highest is {best}"
+    )
+    agreement = (
+        "no image was rated by two people, so how well people agree is not known"
+        if ceiling["flat"].value is None
+        else f"one person reaches {spoken(ceiling['flat'])} against the mean of the others"
+    )
     sentences = [
-        f"**{data.aspect.capitalize()}.** {len(data.rated.raters)} people rated "
+        f"**{data.aspect.capitalize()}.** {number} {'person' if number == 1 else 'people'} rated "
         f"{len(data.rated.images)} images ({len(data.items)} items, {len(data.methods)} methods). "
-        f"Over all images {best} goes with them best: Spearman {spoken(rho[best, 'flat'])}, "
-        f"n = {rho[best, 'flat'].n}; one person reaches {spoken(ceiling['flat'])} against the mean "
-        "of the others."
+        f"{leads}: Spearman {spoken(rho[best, 'flat'])}, n = {rho[best, 'flat'].n}; {agreement}."
     ]
     alike = [name for name in order[1:] if (best, name) not in told_apart]
     if alike:

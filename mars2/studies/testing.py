@@ -169,6 +169,8 @@ def williams(a: Floats, b: Floats, y: Floats) -> float:
     one = np.ones((1, len(a)))
     r_a, r_b, r_ab = (float(pearson(*pair, one)[0]) for pair in ((a, y), (b, y), (a, b)))
     n = len(a)
+    if n <= 3:
+        return float("nan")
     # 1 - the multiple correlation's part: the determinant of the three correlations.
     k = 1 - r_a**2 - r_b**2 - r_ab**2 + 2 * r_a * r_b * r_ab
     denominator = 2 * k * (n - 1) / (n - 3) + (r_a + r_b) ** 2 / 4 * (1 - r_ab) ** 3

@@ -60,6 +60,37 @@ def sheet(result: Result, name: str) -> list[dict[str, object]]:
     return [dict(zip(found.columns, row, strict=True)) for row in found.rows]
 
 
+@pytest.mark.parametrize("count", range(1, 8))
+def test_few_ratings_are_studied_or_refused(metrics: Path, tmp_path: Path, count: int) -> None:
+    """As `mars2 rate --export` gives them soon after people began."""
+    rng = np.random.default_rng(count)
+    cells = [(item, method) for item in range(3) for method in METHODS]
+    rows = [
+        (f"i{item:02}", method, f"rater {rng.integers(2)}", "style", int(rng.integers(1, 6)))
+        for item, method in (cells[at] for at in rng.permutation(len(cells))[:count])
+    ]
+    path = write_csv(tmp_path / "few.csv", "item method rater aspect score", rows)
+    if count == 1:
+        with pytest.raises(RunError, match="1 image of 1 item, which is too few for any"):
+            study_humans(path, metrics, settings=QUICK)
+        return
+    text = study_humans(path, metrics, settings=QUICK).text
+    assert "undefined against" not in text
+    assert "no image was rated by two people" in text
+
+
+def test_a_metric_against_the_ratings_is_not_called_best(ratings: Path, tmp_path: Path) -> None:
+    with ratings.open() as file:
+        rows = list(csv.DictReader(file))
+    mean: dict[tuple[str, str], list[int]] = {}
+    for row in rows:
+        mean.setdefault((row["item"], row["method"]), []).append(int(row["score"]))
+    upside_down = [(*key, "down", -np.mean(scores)) for key, scores in mean.items()]
+    path = write_csv(tmp_path / "down.csv", "item method metric score", upside_down)
+    text = study_humans(ratings, path, settings=QUICK).text
+    assert "No metric goes with them over all images; the highest is down: Spearman -1.00" in text
+
+
 def test_all_that_a_study_prints_is_there(ratings: Path, metrics: Path, tmp_path: Path):
     result = study_humans(ratings, metrics, settings=QUICK)
     counts = {row["what"]: row["number"] for row in sheet(result, "counts")}
