@@ -415,7 +415,7 @@ def test_loads_a_method_from_a_file(tmp_path: Path):
         parse_method(f"{path}:halfs")
     with pytest.raises(PluginError, match="has no method 'direct_sum'"):
         parse_method(f"{path}:direct_sum")
-    with pytest.raises(PluginError, match="has no method ''"):
+    with pytest.raises(PluginError, match="say which of its methods: mine.py:halves"):
         parse_method(str(path))
 
     path.write_text(MINE.format(factor=2.0))
@@ -520,3 +520,11 @@ def test_lorarar_comes_through_its_entry_point():
     assert names[-1] == "lorarar"
     assert kind == "adapter"
     assert heavy == []
+
+
+def test_a_decorator_without_a_name_says_how_to_write_it() -> None:
+    with pytest.raises(PluginError, match=r"write @layer_method\('plain'\)"):
+
+        @layer_method
+        def plain(deltas: Sequence[LowRankDelta]) -> LowRankDelta:
+            return deltas[0]

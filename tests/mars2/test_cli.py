@@ -143,7 +143,7 @@ def test_the_demo_ends_with_table_and_picture(cli: Cli, tmp_path: Path) -> None:
     assert (code, error) == (0, "")
     assert f"{out / 'grid.png'}\n{out / 'report.html'}\n" in said
     assert said.startswith(
-        "4 methods and controls on 2 pairs of the miniature world, 1 images of each"
+        "1 methods and the controls on 2 pairs of the miniature world, 1 images of each"
     )
     assert said.count("interval, bootstrap over pairs") == 1  # one table, the first
     for document in re.findall(r"docs/\w+\.md", said):
