@@ -415,7 +415,7 @@ def test_loads_a_method_from_a_file(tmp_path: Path):
         parse_method(f"{path}:halfs")
     with pytest.raises(PluginError, match="has no method 'direct_sum'"):
         parse_method(f"{path}:direct_sum")
-    with pytest.raises(PluginError, match="say which of its methods: mine.py:halves"):
+    with pytest.raises(PluginError, match=r"say which of its methods: mine\.py:halves"):
         parse_method(str(path))
 
     path.write_text(MINE.format(factor=2.0))
