@@ -94,8 +94,8 @@ def rate(
 ) -> None:
     """Let people rate a run's images in the browser, blind; go on with it by the same command.
 
-    Every answer is in FOLDER/study.sqlite before the page says so. The settings of a study are
-    fixed once it has begun.
+    Every answer is in RUN/rating/study.sqlite, or below --out, before the page says so. The
+    settings of a study are fixed once it has begun.
     """
     from mars2.rating.database import RatingDatabase
     from mars2.store import RunStore

@@ -297,6 +297,11 @@ def _cells(store: RunStore, design: Design) -> tuple[dict[Cell, dict[str, Sample
             f"{store.folder} has no pair and seed of which all of {listed(design.methods)} have an "
             "image: finish the run, or choose other methods"
         )
+    if design.sample is not None and design.sample > len(whole):
+        raise RunError(
+            f"--sample is {design.sample}, but {store.folder} has {len(whole)} images of each "
+            "method: give fewer, or leave it out to have all"
+        )
     return _sampled(whole, design.sample), len(found) - len(whole)
 
 

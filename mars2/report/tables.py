@@ -79,7 +79,7 @@ def mars2_table(summary: Summary, judge: str) -> Table:
         columns.append("vs. best")
         notes.append(
             f"vs. best: difference to {summary.reference} in points, on the same pairs and seeds; "
-            "where its interval spans 0, the two are not told apart."
+            "where its interval contains 0, the two are not told apart."
         )
         for method in summary.methods:
             score = method.scores.get(joint)

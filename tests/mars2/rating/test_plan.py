@@ -227,3 +227,11 @@ def test_what_a_method_has_no_image_of_is_left_out_of_all(
         plan_rating(
             RunStore(tmp_path / "none", run.spec), references, replace(design(), per_item=1)
         )
+
+
+def test_more_images_than_there_are_cannot_be_had(run: RunStore, references: References) -> None:
+    there = len({(sample.case, sample.seed) for sample in run.samples()})
+    everything = plan_rating(run, references, design(raters=1, per_item=1, sample=there))
+    assert sum(map(len, everything.tasks)) == there * len(METHODS)
+    with pytest.raises(RunError, match=f"--sample is {there + 1}, but .* has {there} images"):
+        plan_rating(run, references, design(raters=1, per_item=1, sample=there + 1))
