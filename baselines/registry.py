@@ -216,7 +216,7 @@ def parse_method(text: str) -> tuple[MergeMethod, dict[str, Any]]:
     if match:
         rest = match["method"] or ""
     name, _, option_text = rest.partition(":")
-    method = _from_file(Path(match["file"]), name) if match else METHODS.get(name)
+    method = _from_file(Path(match["file"]), name) if match else _known(name)
     options: dict[str, str] = {}
     for part in option_text.split(",") if option_text else []:
         key, equals, value = part.partition("=")
@@ -229,6 +229,15 @@ def parse_method(text: str) -> tuple[MergeMethod, dict[str, Any]]:
             raise PluginError(f"method {text!r}: option {key!r} is given twice")
         options[key] = value.strip()
     return method, method.parse(options)
+
+
+def _known(name: str) -> MergeMethod:
+    try:
+        return METHODS.get(name)
+    except PluginError as error:
+        raise PluginError(
+            f"{error}; one of your own is written FILE.py:{name or 'NAME'}"
+        ) from error
 
 
 _FILES: dict[Path, tuple[str, tuple[str, ...]]] = {}
