@@ -121,7 +121,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         AdapterError: If the file is missing or is not a safetensors file.
     """
     if not path.is_file():
-        raise AdapterError(f"{path}: no such file")
+        what = "it is a folder, not a file" if path.is_dir() else "no such file"
+        raise AdapterError(f"{path}: {what}")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
