@@ -123,7 +123,7 @@ def test_without_a_server_installed_it_says_what_to_install(
     assert (code, error) == (
         2,
         "mars2: the rating page needs starlette, which is not installed: "
-        "pip install 'mars2[serve]'\n",
+        "pip install -e '.[serve]'\n",
     )
     assert not (tmp_path / "study").exists()
     assert cli(*arguments, "--dry-run")[0] == 0  # which needs none
