@@ -116,15 +116,17 @@ def findings(summary: Summary) -> list[str]:
         told = f"{told} of its images are right in subject and style"
     else:
         told = f"{source.heading} {told}"
-    lines = [f"{'Best' if len(summary.methods) > 1 else 'Scored'}: {best.label}, {told}."]
     others = [m for m in summary.methods if not m.control and m.label != best.label]
     same = summary.not_told_apart()
     values = {
-        round(average.value, 9)
+        m.label: round(average.value, 9)
         for m in (best, *others)
         if source in m.scores and (average := m.scores[source].average).value is not None
     }
-    if others and len(values) == 1:
+    first = [label for label, value in values.items() if value == values[best.label]]
+    named = f"{', '.join(first[:-1])} and {first[-1]}" if len(first) > 1 else best.label
+    lines = [f"{'Best' if len(summary.methods) > 1 else 'Scored'}: {named}, {told}."]
+    if others and len(set(values.values())) == 1:
         lines = [f"No method is the best, all are alike: {told}."]
     elif others and len(summary.cases) < 2:
         lines.append("One pair tells no two methods apart.")

@@ -438,6 +438,21 @@ def test_a_scored_folder_of_images(tmp_path, references):
         assert grid.mode == "RGB"
 
 
+def test_methods_that_are_first_together_are_all_named(build):
+    right = {"a": 2, "b": 2, "c": 1}  # of two images
+    summary = summarise(
+        build(
+            answers=lambda method, case, seed: ([seed < right[method]], [True]),
+            metrics=("mars2",),
+            methods=[MethodSpec(label) for label in right],
+            subjects=("x", "y"),
+            styles=("s",),
+            seeds=(0, 1),
+        )
+    )
+    assert findings(summary)[0].startswith("Best: a and b, 100% [100, 100] of its images")
+
+
 def test_grid_shows_the_first_seeds_of_spread_pairs(build):
     store = build(subjects=fake.SUBJECTS, styles=fake.STYLES, seeds=(5, 3), metrics=())
     grid = choose(store, summarise(store))
