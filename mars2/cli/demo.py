@@ -36,7 +36,7 @@ def demo(
 ) -> None:
     """Run the main job on the miniature world, which comes with MARS2."""
     from benchmark_data.load import load_suite
-    from mars2.run import prepare
+    from mars2.prepare import prepare
 
     plan = prepare(SUITE, load_suite(SUITE), CHOICES)
     folder = _own_folder(out, plan.spec)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # they import torch or much else, which `--help` has no time 
     from baselines.denoiser import Denoiser
     from mars2.judges import ServerSettings
     from mars2.metrics import MetricSettings
-    from mars2.run import Plan
+    from mars2.prepare import Plan
 
 T = TypeVar("T")
 SMALL_MODEL = 200_000_000
@@ -143,7 +143,7 @@ def show_plan(suite: str, choices: Choices, out: Path, scoring: Scoring | None =
 def checked_plan(suite: str, choices: Choices, scoring: Scoring | None) -> "Plan":
     """Return the plan of a run, the scoring checked as well if there is one; see `prepare`."""
     from benchmark_data.load import load_suite
-    from mars2.run import prepare
+    from mars2.prepare import prepare
 
     loaded = load_suite(suite)
     checks: list[Callable[[], None]] = []

@@ -24,7 +24,7 @@ from lorarar.pairs import TrainingPair, training_pairs
 from lorarar.train import HyperTraining, held_out_loss, train_hypernetwork
 from mars2.files import read_json, write_json
 from mars2.job import Choices, RunError
-from mars2.run import Plan, prepare, resolve_methods
+from mars2.prepare import Plan, prepare, resolve_methods
 from mars2.store import RunStore
 
 UNTRAINED = ("direct_sum", "average")

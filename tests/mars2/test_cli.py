@@ -311,7 +311,7 @@ def test_nothing_is_downloaded_while_something_else_is_missing(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     asked = []
-    monkeypatch.setattr("mars2.run.model_revision", lambda model: asked.append(model) or "0")
+    monkeypatch.setattr("mars2.prepare.model_revision", lambda model: asked.append(model) or "0")
     arguments = ("run", "--suite", world.suite, "--model", "nobody/nothing", "--device", "cpu")
     arguments += ("--method", "average", "--out", tmp_path / "run", "--dry-run")
     assert cli(*arguments, "--adapters", "/none")[0] == 2

@@ -21,7 +21,8 @@ from baselines.registry import PluginError
 from benchmark_data.load import load_suite
 from mars2.job import Choices, RunError, plan
 from mars2.pipelines import SdxlPipeline
-from mars2.run import Plan, prepare, run, unfinished
+from mars2.prepare import Plan, prepare
+from mars2.run import run, unfinished
 from mars2.store import RunStore
 
 WEIGHTS_ONLY = Choices(methods=("direct_sum", "average"), device="cpu")

@@ -52,6 +52,9 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=1000, help="of the part `base`, in all")
     parser.add_argument("--each", type=int, default=20, help="images of the part `loras`, a prompt")
+    parser.add_argument(
+        "--guidance", type=float, help="of the parts `base` and `loras`; default: the suite's"
+    )
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     if "suite" in chosen.parts and chosen.run is None:
@@ -94,7 +97,7 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
         device="cpu",
         resolution=generation.resolution,
         steps=generation.steps,
-        guidance_scale=generation.guidance_scale,
+        guidance_scale=(generation.guidance_scale if chosen.guidance is None else chosen.guidance),
         batch_size=10,
     )
     if part == "base":
