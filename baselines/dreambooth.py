@@ -4,6 +4,9 @@ The paper's DreamBooth restricted to low-rank updates of the attention projectio
 LoRAs of ZipLoRA and LoRA.rar are made. A *joint* LoRA is the same training on the images of a
 subject and a style together, with a prompt for each image.
 
+Guidance amplifies what a prompt adds to the empty prompt. `unconditional_weight` keeps a LoRA out
+of the latter, so that all it teaches is amplified. The papers do not speak of it: the default is 0.
+
 A step's images, timesteps and noise are drawn from (seed, step), so that a resumed training gives
 the same bytes as an uninterrupted one.
 """
@@ -22,7 +25,6 @@ import torch
 from PIL import ImageOps
 from PIL.Image import Image
 from torch import Tensor, nn
-from torch.nn import functional
 
 from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta
 from baselines.attach import LowRankUpdate, attached, linear_layer
@@ -48,6 +50,9 @@ class LoraTraining:
         steps: Number of optimizer steps.
         batch_size: Images a step.
         prior_weight: Weight of the loss on the prior images, ``>= 0``; 0: no prior preservation.
+        unconditional_weight: Weight, ``>= 0``, of keeping the base's own prediction for SDXL's
+            unconditional prompt on the same noised images. Classifier-free guidance amplifies what
+            a prompt adds to that prediction: what the LoRA changes in both is not amplified.
         random_flip: Mirror each drawn image with probability one half.
         gradient_checkpointing: Trade time for memory.
         max_grad_norm: Gradients are clipped to this norm.
@@ -63,6 +68,7 @@ class LoraTraining:
     steps: int = 1000
     batch_size: int = 1
     prior_weight: float = 0.0
+    unconditional_weight: float = 0.0
     random_flip: bool = False
     gradient_checkpointing: bool = False
     max_grad_norm: float = 1.0
@@ -77,7 +83,7 @@ class LoraTraining:
             raise ValueError(
                 f"lr_schedule is {self.lr_schedule!r}: choose one of {', '.join(LR_SCHEDULES)}"
             )
-        for name in ("prior_weight", "weight_decay"):
+        for name in ("prior_weight", "unconditional_weight", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
 
@@ -161,8 +167,9 @@ def train_lora(
             draws = _draw(denoiser, examples, settings, step, label="images")
             if prior is not None:
                 draws = draws.cat(_draw(denoiser, prior, settings, step, label="prior"))
+            kept = _unconditional(denoiser, draws, settings)
             with attached(denoiser.unet, _updates(factors, settings)):
-                loss = _loss(denoiser, draws, settings)
+                loss = _loss(denoiser, draws, settings, kept)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             _check_loss(loss, step)
             nn.utils.clip_grad_norm_(factors.values(), settings.max_grad_norm)
@@ -240,15 +247,47 @@ def _updates(factors: dict[str, nn.Parameter], settings: LoraTraining) -> dict[s
     }
 
 
-def _loss(denoiser: Denoiser, draws: _Draws, settings: LoraTraining) -> Tensor:
-    """Mean squared error on the concept, plus the prior's weighted, in float32."""
-    noisy = denoiser.add_noise(draws.latents, draws.noise, draws.timesteps)
-    target = denoiser.target(draws.latents, draws.noise, draws.timesteps)
-    output = denoiser.predict(noisy, draws.timesteps, draws.conditioning).float()
+@dataclass(frozen=True)
+class _Kept:
+    """Rows whose prediction has to stay the base model's."""
+
+    noisy: Tensor
+    timesteps: Tensor
+    conditioning: Conditioning
+    prediction: Tensor
+
+
+def _unconditional(denoiser: Denoiser, draws: _Draws, settings: LoraTraining) -> _Kept | None:
+    """The base's unconditional prediction on the concept's rows; call it without the LoRA."""
+    if not settings.unconditional_weight:
+        return None
     size = settings.batch_size
-    loss = functional.mse_loss(output[:size], target[:size])
-    if len(output) > size:
-        loss = loss + settings.prior_weight * functional.mse_loss(output[size:], target[size:])
+    timesteps, conditioning = draws.timesteps[:size], draws.conditioning[:size].zeros_like()
+    noisy = denoiser.add_noise(draws.latents[:size], draws.noise[:size], timesteps)
+    with torch.no_grad():
+        prediction = denoiser.predict(noisy, timesteps, conditioning)
+    return _Kept(noisy, timesteps, conditioning, prediction.float())
+
+
+def _loss(
+    denoiser: Denoiser, draws: _Draws, settings: LoraTraining, kept: _Kept | None = None
+) -> Tensor:
+    """Mean squared error on the concept, plus the others' weighted, in float32."""
+    noisy = denoiser.add_noise(draws.latents, draws.noise, draws.timesteps)
+    timesteps, conditioning = draws.timesteps, draws.conditioning
+    target = denoiser.target(draws.latents, draws.noise, timesteps)
+    if kept is not None:
+        noisy = torch.cat([noisy, kept.noisy])
+        timesteps = torch.cat([timesteps, kept.timesteps])
+        conditioning = Conditioning.cat([conditioning, kept.conditioning])
+        target = torch.cat([target, kept.prediction.to(target)])
+    errors = (denoiser.predict(noisy, timesteps, conditioning).float() - target) ** 2
+    size, drawn = settings.batch_size, len(draws.timesteps)
+    loss = errors[:size].mean()
+    if drawn > size:
+        loss = loss + settings.prior_weight * errors[size:drawn].mean()
+    if kept is not None:
+        loss = loss + settings.unconditional_weight * errors[drawn:].mean()
     return loss
 
 
@@ -313,6 +352,8 @@ def _fingerprint(
         del kept[harmless]
     if settings.lr_schedule == "constant":
         del kept["steps"]
+    if not settings.unconditional_weight:
+        del kept["unconditional_weight"]
     digest = hashlib.sha256(
         json.dumps([kept, list(names), list(prompts), list(prior_prompts)]).encode()
     )

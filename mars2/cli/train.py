@@ -40,6 +40,14 @@ ImagesAStep = Annotated[
     int | None, typer.Option(min=1, help="Images a step.  [default: the suite's]")
 ]
 FactorSeed = Annotated[int | None, typer.Option(help="Seed of the factors and of each step.")]
+Unconditional = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Weight of keeping the base's prediction for the empty prompt, so that guidance "
+        "amplifies what the LoRA teaches.  [default: the suite's]",
+    ),
+]
 Checkpointing = Annotated[bool | None, typer.Option(help="Trade time for memory.")]
 
 app = typer.Typer(no_args_is_help=True, help="Train LoRAs and hypernetworks; both resume.")
@@ -60,10 +68,14 @@ def lora(
     lr_schedule: Schedule = None,
     steps: Steps = None,
     batch_size: ImagesAStep = None,
+    unconditional_weight: Unconditional = None,
     seed: FactorSeed = None,
     gradient_checkpointing: Checkpointing = None,
     dtype: Dtype = None,
     device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained, and what is missing.")
+    ] = False,
 ) -> None:
     """Train LoRAs of a suite's subjects and styles by DreamBooth; what is there is skipped."""
     from baselines.dreambooth import LoraTraining
@@ -80,6 +92,7 @@ def lora(
         "lr_schedule": lr_schedule,
         "steps": steps,
         "batch_size": batch_size,
+        "unconditional_weight": unconditional_weight,
         "seed": seed,
         "gradient_checkpointing": gradient_checkpointing,
     }
@@ -91,6 +104,10 @@ def lora(
     for one in concepts:
         if one not in todo:
             _check_same(out / f"{one.id}.safetensors", _training(wanted[one.id], base, one.prompts))
+    if dry_run:
+        for one in concepts:
+            _tell(out / f"{one.id}.safetensors", one, wanted[one.id], there=one not in todo)
+        return
     denoiser = (
         load_denoiser(loaded, model, dtype=parse_dtype(dtype), device=device) if todo else None
     )
@@ -119,6 +136,7 @@ def joint(
     lr_schedule: Schedule = None,
     steps: Steps = None,
     batch_size: ImagesAStep = None,
+    unconditional_weight: Unconditional = None,
     seed: FactorSeed = None,
     gradient_checkpointing: Checkpointing = None,
     dtype: Dtype = None,
@@ -144,6 +162,7 @@ def joint(
         "lr_schedule": lr_schedule,
         "steps": steps,
         "batch_size": batch_size,
+        "unconditional_weight": unconditional_weight,
         "seed": seed,
         "gradient_checkpointing": gradient_checkpointing,
     }
@@ -276,6 +295,20 @@ def _train(
     print(path)
 
 
+def _tell(path: Path, concept: Concept, settings: "LoraTraining", *, there: bool) -> None:
+    """Print what would be done about a concept's LoRA."""
+    if there:
+        print(f"{path} is there already")
+        return
+    state = path.with_name(f".{path.stem}.training.safetensors")
+    prompts = sorted(set(concept.prompts))
+    print(
+        f"would {'go on with' if state.exists() else 'train'} {path}: rank {settings.rank}, "
+        f"{settings.steps} steps of {settings.batch_size} at {settings.lr:g}, on "
+        f"{len(concept.references)} images, {', '.join(map(repr, prompts))}"
+    )
+
+
 def _projections(text: str) -> tuple[str, ...]:
     """Return the layers' endings: "q+out" -> to_q and to_out.0."""
     endings = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
@@ -334,12 +367,15 @@ def _check_same(path: Path, wanted: Mapping[str, Any]) -> None:
     Raises:
         RunError: It was not.
     """
+    from baselines.dreambooth import LoraTraining
     from baselines.formats import read_lora
 
     try:
         told = json.loads(read_lora(path).metadata.get(TRAINING_KEY, "{}"))
     except ValueError:
         told = {}
+    if told:  # a setting that is younger than the file was at its default
+        told = {**asdict(LoraTraining()), **told}
     changed = [
         f"{name} was {told[name]}, now {value}"
         for name, value in wanted.items()

@@ -13,7 +13,7 @@ from PIL.Image import Image
 from baselines import dreambooth
 from baselines.adapter import AdapterError, LoraAdapter
 from baselines.attach import adapter_updates, attached
-from baselines.denoiser import Denoiser
+from baselines.denoiser import Conditioning, Denoiser
 from baselines.dreambooth import LoraTraining, attention_layers, train_lora
 
 QUICK = LoraTraining(rank=2, lr=1e-2, steps=4, save_every=2)
@@ -112,9 +112,9 @@ def test_prior_images_come_with_their_own_prompt(
     drawn = []
     loss = dreambooth._loss
 
-    def spy(denoiser: Denoiser, draws: dreambooth._Draws, settings: LoraTraining) -> torch.Tensor:
+    def spy(denoiser: Denoiser, draws: dreambooth._Draws, *rest: object) -> torch.Tensor:
         drawn.append(draws)
-        return loss(denoiser, draws, settings)
+        return loss(denoiser, draws, *rest)
 
     monkeypatch.setattr(dreambooth, "_loss", spy)
     concept, prior = [random_image(0)], [random_image(8), random_image(9)]
@@ -154,6 +154,44 @@ def test_the_prior_counts_by_its_weight(tiny_denoiser: Denoiser):
     )
     settings = LoraTraining(prior_weight=0.5)
     assert dreambooth._loss(Fixed(), draws, settings).item() == 1.0 + 0.5 * 4.0
+    tokens = Conditioning(torch.zeros(2, 1, 1), torch.zeros(2, 1), torch.zeros(2, 6))
+    draws = dataclasses.replace(draws, conditioning=tokens)
+    kept = dreambooth._Kept(
+        noisy=torch.tensor([5.0])[:, None, None, None],
+        timesteps=torch.zeros(1),
+        conditioning=tokens[:1],
+        prediction=torch.tensor([2.0])[:, None, None, None],
+    )
+    both = LoraTraining(prior_weight=0.5, unconditional_weight=0.25)
+    assert dreambooth._loss(Fixed(), draws, both, kept).item() == 1.0 + 0.5 * 4.0 + 0.25 * 9.0
+
+
+def test_the_unconditional_prediction_stays_the_bases(
+    tiny_denoiser: Denoiser, random_image: Callable[..., Image]
+):
+    image, prompt = random_image(0), "a dog"
+    plain = LoraTraining(rank=8, lr=5e-3, steps=60, batch_size=2)
+    generator = torch.Generator().manual_seed(5)
+    latents = tiny_denoiser.encode_images([image] * 8)
+    timesteps = torch.linspace(0, 999, 8).long()
+    noisy = tiny_denoiser.add_noise(
+        latents, torch.randn(latents.shape, generator=generator), timesteps
+    )
+    empty = tiny_denoiser.encode_prompts([prompt])[[0] * 8].zeros_like()
+
+    def unconditional(adapter: LoraAdapter | None) -> torch.Tensor:
+        updates = {} if adapter is None else adapter_updates(adapter)
+        with torch.no_grad(), attached(tiny_denoiser.unet, updates):
+            return tiny_denoiser.predict(noisy, timesteps, empty)
+
+    moved = {}
+    for weight in (0.0, 1.0):
+        settings = dataclasses.replace(plain, unconditional_weight=weight)
+        adapter = train_lora(tiny_denoiser, [image], prompt, settings)
+        moved[weight] = (unconditional(adapter) - unconditional(None)).square().mean().item()
+        before = training_error(tiny_denoiser, image, prompt, None)
+        assert training_error(tiny_denoiser, image, prompt, adapter) < before
+    assert moved[1.0] < 0.2 * moved[0.0]
 
 
 def test_one_prompt_for_each_image(tiny_denoiser: Denoiser, random_image: Callable[..., Image]):
@@ -181,7 +219,9 @@ def test_a_killed_training_goes_on_with_the_same_result(
     tiny_denoiser: Denoiser, random_image: Callable[..., Image], tmp_path: Path, stop: int
 ):
     images = [random_image(0), random_image(1), random_image(2)]
-    settings = dataclasses.replace(QUICK, random_flip=True, prior_weight=1.0)
+    settings = dataclasses.replace(
+        QUICK, random_flip=True, prior_weight=1.0, unconditional_weight=1.0
+    )
     path = tmp_path / "state"
     seen: list[int] = []
 
@@ -287,7 +327,14 @@ def test_refuses_inputs_that_do_not_fit(
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("rank", 0), ("steps", 0), ("lr", 0.0), ("batch_size", -1), ("prior_weight", -0.1)],
+    [
+        ("rank", 0),
+        ("steps", 0),
+        ("lr", 0.0),
+        ("batch_size", -1),
+        ("prior_weight", -0.1),
+        ("unconditional_weight", -1.0),
+    ],
 )
 def test_refuses_settings_out_of_range(field: str, value: float):
     with pytest.raises(ValueError, match=f"{field} is {value}"):

@@ -463,6 +463,14 @@ def test_loras_and_hypernetworks_are_trained(cli: Cli, world, tmp_path: Path) ->
     out = tmp_path / "loras"
     common = ("--suite", world.suite, "--device", "cpu", "--steps", 2)
     lora = ("train", "lora", *common, "--rank", 2, "--out", out)
+    code, said, _ = cli(*lora, "--all", "--split", "train", "--dry-run")
+    assert code == 0
+    assert [line.split(":")[0] for line in said.splitlines()] == [
+        f"would train {out / 'fox.safetensors'}",
+        f"would train {out / 'flat.safetensors'}",
+    ]
+    assert "rank 2, 2 steps of " in said
+    assert not out.exists()
     code, said, _ = cli(*lora, "--all", "--split", "train")
     assert code == 0
     assert sorted(path.name for path in out.iterdir()) == ["flat.safetensors", "fox.safetensors"]
@@ -470,6 +478,9 @@ def test_loras_and_hypernetworks_are_trained(cli: Cli, world, tmp_path: Path) ->
     before = (out / "fox.safetensors").stat().st_mtime_ns
     assert "fox.safetensors is there already" in cli(*lora, "--concept", "fox")[1]
     assert (out / "fox.safetensors").stat().st_mtime_ns == before
+    code, _, error = cli(*lora, "--concept", "fox", "--unconditional-weight", 0.5)
+    assert code == 2
+    assert "unconditional_weight was 0.0, now 0.5" in error
     network = tmp_path / "net.safetensors"
     code, said, _ = cli("train", "hypernet", *common, "--adapters", out, "--out", network)
     assert (code, said.strip()) == (0, str(network))
