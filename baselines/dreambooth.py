@@ -53,6 +53,9 @@ class LoraTraining:
         unconditional_weight: Weight, ``>= 0``, of keeping the base's own prediction for SDXL's
             unconditional prompt on the same noised images. Classifier-free guidance amplifies what
             a prompt adds to that prediction: what the LoRA changes in both is not amplified.
+        unconditional_below: Only at timesteps below this share of all, in (0, 1]. Near pure noise a
+            LoRA may be wanted in the empty prompt, where it holds for any prompt: it is there that
+            a picture's colours are decided.
         random_flip: Mirror each drawn image with probability one half.
         gradient_checkpointing: Trade time for memory.
         max_grad_norm: Gradients are clipped to this norm.
@@ -69,6 +72,7 @@ class LoraTraining:
     batch_size: int = 1
     prior_weight: float = 0.0
     unconditional_weight: float = 0.0
+    unconditional_below: float = 1.0
     random_flip: bool = False
     gradient_checkpointing: bool = False
     max_grad_norm: float = 1.0
@@ -82,6 +86,10 @@ class LoraTraining:
         if self.lr_schedule not in LR_SCHEDULES:
             raise ValueError(
                 f"lr_schedule is {self.lr_schedule!r}: choose one of {', '.join(LR_SCHEDULES)}"
+            )
+        if not 0 < self.unconditional_below <= 1:
+            raise ValueError(
+                f"unconditional_below is {self.unconditional_below}: it must be in (0, 1]"
             )
         for name in ("prior_weight", "unconditional_weight", "weight_decay"):
             if getattr(self, name) < 0:
@@ -261,9 +269,12 @@ def _unconditional(denoiser: Denoiser, draws: _Draws, settings: LoraTraining) ->
     """The base's unconditional prediction on the concept's rows; call it without the LoRA."""
     if not settings.unconditional_weight:
         return None
-    size = settings.batch_size
-    timesteps, conditioning = draws.timesteps[:size], draws.conditioning[:size].zeros_like()
-    noisy = denoiser.add_noise(draws.latents[:size], draws.noise[:size], timesteps)
+    below = settings.unconditional_below * denoiser.train_timesteps
+    rows = (draws.timesteps[: settings.batch_size] < below).nonzero()[:, 0]
+    if not len(rows):
+        return None
+    timesteps, conditioning = draws.timesteps[rows], draws.conditioning[rows].zeros_like()
+    noisy = denoiser.add_noise(draws.latents[rows], draws.noise[rows], timesteps)
     with torch.no_grad():
         prediction = denoiser.predict(noisy, timesteps, conditioning)
     return _Kept(noisy, timesteps, conditioning, prediction.float())
@@ -287,7 +298,8 @@ def _loss(
     if drawn > size:
         loss = loss + settings.prior_weight * errors[size:drawn].mean()
     if kept is not None:
-        loss = loss + settings.unconditional_weight * errors[drawn:].mean()
+        share = (len(errors) - drawn) / size  # the rest of the rows count as kept
+        loss = loss + settings.unconditional_weight * share * errors[drawn:].mean()
     return loss
 
 
@@ -353,7 +365,7 @@ def _fingerprint(
     if settings.lr_schedule == "constant":
         del kept["steps"]
     if not settings.unconditional_weight:
-        del kept["unconditional_weight"]
+        del kept["unconditional_weight"], kept["unconditional_below"]
     digest = hashlib.sha256(
         json.dumps([kept, list(names), list(prompts), list(prior_prompts)]).encode()
     )

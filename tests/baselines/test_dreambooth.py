@@ -166,6 +166,27 @@ def test_the_prior_counts_by_its_weight(tiny_denoiser: Denoiser):
     assert dreambooth._loss(Fixed(), draws, both, kept).item() == 1.0 + 0.5 * 4.0 + 0.25 * 9.0
 
 
+def test_the_empty_prompt_is_kept_at_low_noise_alone_where_asked(tiny_denoiser: Denoiser):
+    draws = dreambooth._Draws(
+        latents=torch.ones(4, 4, 8, 8),
+        noise=torch.zeros(4, 4, 8, 8),
+        timesteps=torch.tensor([100, 700, 699, 950]),
+        conditioning=tiny_denoiser.encode_prompts(["a dog"] * 4),
+    )
+    settings = LoraTraining(batch_size=4, unconditional_weight=1.0, unconditional_below=0.7)
+    kept = dreambooth._unconditional(tiny_denoiser, draws, settings)
+    assert kept.timesteps.tolist() == [100, 699]
+    assert not kept.conditioning.embeddings.any()
+    whole = dreambooth._loss(tiny_denoiser, draws, settings, kept)
+    plain = dreambooth._loss(tiny_denoiser, draws, settings)
+    torch.testing.assert_close(whole, plain)  # without a LoRA the base is itself
+    moved = dataclasses.replace(kept, prediction=kept.prediction + 2)
+    whole = dreambooth._loss(tiny_denoiser, draws, settings, moved)
+    torch.testing.assert_close(whole, plain + 0.5 * 2.0**2)  # two rows of four
+    none = dataclasses.replace(settings, unconditional_below=0.1)
+    assert dreambooth._unconditional(tiny_denoiser, draws, none) is None
+
+
 def test_the_unconditional_prediction_stays_the_bases(
     tiny_denoiser: Denoiser, random_image: Callable[..., Image]
 ):
@@ -334,6 +355,8 @@ def test_refuses_inputs_that_do_not_fit(
         ("batch_size", -1),
         ("prior_weight", -0.1),
         ("unconditional_weight", -1.0),
+        ("unconditional_below", 0.0),
+        ("unconditional_below", 1.5),
     ],
 )
 def test_refuses_settings_out_of_range(field: str, value: float):
