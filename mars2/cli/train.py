@@ -48,6 +48,14 @@ Unconditional = Annotated[
         "amplifies what the LoRA teaches.  [default: the suite's]",
     ),
 ]
+UnconditionalBelow = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Keep it only at timesteps below this share of all.  [default: the suite's]",
+    ),
+]
 Checkpointing = Annotated[bool | None, typer.Option(help="Trade time for memory.")]
 
 app = typer.Typer(no_args_is_help=True, help="Train LoRAs and hypernetworks; both resume.")
@@ -69,6 +77,7 @@ def lora(
     steps: Steps = None,
     batch_size: ImagesAStep = None,
     unconditional_weight: Unconditional = None,
+    unconditional_below: UnconditionalBelow = None,
     seed: FactorSeed = None,
     gradient_checkpointing: Checkpointing = None,
     dtype: Dtype = None,
@@ -93,6 +102,7 @@ def lora(
         "steps": steps,
         "batch_size": batch_size,
         "unconditional_weight": unconditional_weight,
+        "unconditional_below": unconditional_below,
         "seed": seed,
         "gradient_checkpointing": gradient_checkpointing,
     }
@@ -137,6 +147,7 @@ def joint(
     steps: Steps = None,
     batch_size: ImagesAStep = None,
     unconditional_weight: Unconditional = None,
+    unconditional_below: UnconditionalBelow = None,
     seed: FactorSeed = None,
     gradient_checkpointing: Checkpointing = None,
     dtype: Dtype = None,
@@ -163,6 +174,7 @@ def joint(
         "steps": steps,
         "batch_size": batch_size,
         "unconditional_weight": unconditional_weight,
+        "unconditional_below": unconditional_below,
         "seed": seed,
         "gradient_checkpointing": gradient_checkpointing,
     }
