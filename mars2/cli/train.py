@@ -238,6 +238,7 @@ def hypernet(
     device: Device = "auto",
 ) -> None:
     """Train LoRA.rar's hypernetwork on the pairs of a suite's train split."""
+    from baselines.adapter import AdapterError
     from benchmark_data.load import load_suite
     from lorarar.checkpoints import Provenance, save_checkpoint
     from lorarar.pairs import training_pairs
@@ -251,7 +252,13 @@ def hypernet(
     folder = adapters or loaded.adapters
     if folder is None:
         raise RunError(f"suite {suite} ships no adapters: give their folder with --adapters")
-    pairs = training_pairs(loaded, folder, split=split, skip_missing=skip_missing)
+    try:
+        pairs = training_pairs(loaded, folder, split=split, skip_missing=skip_missing)
+    except AdapterError as error:
+        raise RunError(
+            f"{error}; `mars2 train lora --suite {suite} --all --split {split} --out {folder}` "
+            "trains the adapters, --skip-missing leaves out"
+        ) from error
     given = {
         "steps": steps,
         "lr": lr,

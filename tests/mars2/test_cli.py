@@ -482,6 +482,10 @@ def test_loras_and_hypernetworks_are_trained(cli: Cli, world, tmp_path: Path) ->
     assert code == 2
     assert "unconditional_weight was 0.0, now 0.5" in error
     network = tmp_path / "net.safetensors"
+    empty = tmp_path / "empty"
+    code, _, error = cli("train", "hypernet", *common, "--adapters", empty, "--out", network)
+    assert code == 2
+    assert f"`mars2 train lora --suite {world.suite} --all --split train --out {empty}`" in error
     code, said, _ = cli("train", "hypernet", *common, "--adapters", out, "--out", network)
     assert (code, said.strip()) == (0, str(network))
     method = f"lorarar:checkpoint={network}"
