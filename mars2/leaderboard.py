@@ -91,20 +91,18 @@ def make_drafts(
     unknown = [label for label in methods if label not in spec.labels]
     if unknown:
         raise RunError(f"the run has no method {listed(unknown)}; it has {listed(spec.labels)}")
-    _check_whole(spec, facts)
+    about = about or About()
+    chosen = [method for method in spec.methods if not methods or method.label in methods]
+    unlicensed = [m.label for m in chosen if not (about.licence or _is_builtin(m))]
+    _check_whole(spec, facts, unlicensed)
     _check_images(store)
     records = store.records()
     judge = _choose_judge(records, facts, judge)
     summary = summarise(store)
-    about = about or About()
-    return [
-        _draft(store, spec, facts, method, records, judge, summary, about)
-        for method in spec.methods
-        if not methods or method.label in methods
-    ]
+    return [_draft(store, spec, facts, method, records, judge, summary, about) for method in chosen]
 
 
-def _check_whole(spec: RunSpec, facts: SuiteFacts) -> None:
+def _check_whole(spec: RunSpec, facts: SuiteFacts, unlicensed: Sequence[str]) -> None:
     """Refuse a part of the suite in one line, before all that is missing is listed."""
     pairs = len({case.id for case in spec.cases} & {case.id for case in facts.cases})
     seeds = len({*spec.seeds} & {*facts.seeds})
@@ -113,6 +111,7 @@ def _check_whole(spec: RunSpec, facts: SuiteFacts) -> None:
             f"the run has {pairs} of the {len(facts.cases)} pairs and {seeds} of the "
             f"{len(facts.seeds)} seeds of {facts.name}, split {facts.split}; an entry has all: "
             "run it without --limit, --seeds and --split"
+            + (f" (and {listed(unlicensed)} will need --licence)" if unlicensed else "")
         )
 
 
@@ -322,10 +321,7 @@ def _rounded(value: float | None) -> float | None:
 
 def _method(method: MethodSpec, about: About) -> Method:
     registered = _registered(method)
-    builtin = registered is not None and registered.function.__module__.split(".")[0] in (
-        "baselines",
-        "lorarar",
-    )
+    builtin = _is_builtin(method)
     told = About() if builtin else about
     paper = (registered and registered.paper) or told.paper
     options = {key: _shown(value, method, key) for key, value in method.options.items()}
@@ -345,6 +341,12 @@ def _method(method: MethodSpec, about: About) -> Method:
         licence=OURS if builtin else told.licence,
         training=told.training or _training(method),
     )
+
+
+def _is_builtin(method: MethodSpec) -> bool:
+    registered = _registered(method)
+    ours = ("baselines", "lorarar")
+    return registered is not None and registered.function.__module__.split(".")[0] in ours
 
 
 def track_of(method: MethodSpec) -> Track:

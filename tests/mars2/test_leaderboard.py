@@ -286,8 +286,13 @@ def test_refuses_a_part_of_the_suite_in_one_line(finished: Path) -> None:
     store, facts = RunStore.open(finished / "run"), suite_facts(str(finished / "tiny.toml"))
     longer = replace(facts, seeds=(*facts.seeds, 99))
     count = len(facts.seeds)
-    with pytest.raises(RunError, match=f"{count} of the {count + 1} seeds of tiny, split test"):
+    part = f"{count} of the {count + 1} seeds of tiny, split test"
+    with pytest.raises(RunError, match=f"{part}.*mine will need --licence"):
         make_drafts(store, longer)
+    for about, methods in ((About(licence="MIT"), ()), (About(), ("ties",))):
+        with pytest.raises(RunError, match=part) as told:
+            make_drafts(store, longer, about=about, methods=methods)
+        assert "--licence" not in str(told.value)
 
 
 def test_refuses_unknown_methods_judges_and_folders_of_images(cli: Cli, here: Path) -> None:
