@@ -5,7 +5,7 @@ LoRAs of ZipLoRA and LoRA.rar are made. A *joint* LoRA is the same training on t
 subject and a style together, with a prompt for each image.
 
 Guidance amplifies what a prompt adds to the empty prompt. `unconditional_weight` keeps a LoRA out
-of the latter, so that all it teaches is amplified. The papers do not speak of it: the default is 0.
+of the latter, so that all it teaches is amplified; by default it is off.
 
 A step's images, timesteps and noise are drawn from (seed, step), so that a resumed training gives
 the same bytes as an uninterrupted one.
