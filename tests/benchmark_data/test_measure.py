@@ -1,21 +1,26 @@
 """The measures of the miniature world: by hand on small numbers, and the whole loop, tiny."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.nn import functional
 
 from benchmark_data.miniworld.measure import base, loras
 from benchmark_data.miniworld.measure.classifier import (
     CLASSES,
     NAMES,
     UNTOLD,
+    VIEWS,
     Classifier,
     Network,
     Reading,
     accuracies,
     drawings,
     load_classifier,
+    shifted,
 )
 from benchmark_data.miniworld.measure.suite import (
     Image,
@@ -24,6 +29,7 @@ from benchmark_data.miniworld.measure.suite import (
     method_means,
     rank_agreement,
     rank_truth,
+    readers_agreement,
     truths_by_method,
 )
 from benchmark_data.miniworld.train import autoencoder
@@ -85,6 +91,33 @@ def test_the_classifier_learns_and_is_read_again(tmp_path) -> None:
         first.read_pixels(clean).numbers, again.read_pixels(clean).numbers
     )
     assert accuracies(first.read_pixels(clean), truth)["category"] > 2 / 12
+
+
+def test_shifted_pictures_repeat_their_borders() -> None:
+    picture = torch.arange(16.0).view(1, 1, 4, 4).expand(2, 3, 4, 4)
+    moved = shifted(picture, [(1, 0), (0, -2)])
+    assert moved[0, 0, :, 0].tolist() == [4, 8, 12, 12]
+    assert moved[1, 2, 0].tolist() == [0, 0, 0, 1]
+    with pytest.raises(ValueError, match="MARGIN is 3"):
+        shifted(picture, [(0, 0), (4, 0)])
+
+
+def test_a_reading_is_the_likeliest_over_the_mean_of_the_views() -> None:
+    class Corner(Network):
+        """Sure of class 1 where the upper left pixel is dark, of class 0 where it is not."""
+
+        def forward(self, pixels):
+            dark = (pixels[:, 0, 0, 0] < 0).long()
+            return [9 * functional.one_hot(dark, size).float() for size in CLASSES]
+
+    bright = torch.ones(1, 3, 64, 64)
+    assert (Classifier(Corner()).read_pixels(-bright).numbers == 1).all()
+    assert (Classifier(Corner()).read_pixels(bright).numbers == 0).all()
+    bright[..., 0, 0] = -1  # what the middle view sees, and the three that move down and right
+    assert len(VIEWS) == 9
+    assert (Classifier(Corner()).read_pixels(bright).numbers == 0).all()
+    bright[..., 0, 1] = -1  # now two more see it: six of nine
+    assert (Classifier(Corner()).read_pixels(bright).numbers == 1).all()
 
 
 class DrawnPipeline:
@@ -169,6 +202,15 @@ def test_agreement_counts_the_judges_error() -> None:
     assert agreed["mars2"].value == pytest.approx(23 / 24)
     assert agreed["mars2_style"].value == 1
     assert agreed["mars2"].n_clusters == 2
+
+
+def test_two_readers_agree_where_they_find_the_same() -> None:
+    first = images()
+    second = [replace(one, truth={**one.truth, "both": True}) for one in first]
+    agreed = readers_agreement(first, second)
+    assert agreed["both"].value == pytest.approx(8 / 24)  # 2 pairs of (0 + 3 + 1) right images
+    assert agreed["style"].value == 1
+    assert agreed["both"].n_clusters == 2
 
 
 def test_truths_and_means_by_method() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmark_data.load import load_suite
@@ -27,16 +28,19 @@ from benchmark_data.miniworld.measure.suite import (
     rank_agreement,
     rank_truth,
     read_run,
+    readers_agreement,
     truths_by_method,
 )
 from benchmark_data.miniworld.train import clip, critic_measure, dino
 from benchmark_data.miniworld.train.common import write_json
 from benchmark_data.miniworld.train.degrade import degrade
+from benchmark_data.miniworld.world import STYLES, draw, random_thing
 from mars2.pipelines import SdxlPipeline
 from mars2.stats import Estimate
 from mars2.store import RunStore
 
 PACKAGE = Path(__file__).parents[1]
+STYLE_DRAWINGS = 100
 PARTS = ("classifier", "base", "loras", "critic", "clip", "dino", "suite")
 
 
@@ -78,12 +82,22 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
         return clip.measure(weights / "clip", groups=60, seed=seed)
     if part == "dino":
         return dino.measure(weights / "dino", groups=100, seed=seed)
-    classifier = load_classifier(chosen.work, weights / "sdxl" / "vae", seed=seed)
+    networks = [
+        network
+        for number in (seed, seed + 1)
+        for network in load_classifier(chosen.work, weights / "sdxl" / "vae", seed=number).networks
+    ]
+    classifier = Classifier(*networks)
     if part == "classifier":
-        return _classifier(classifier, seed)
+        return _classifier(classifier, seed + 1)
     if part == "suite":
-        images = [image for run in chosen.run for image in read_run(RunStore.open(run), classifier)]
+        runs = [RunStore.open(run) for run in chosen.run]
+        images, *alone = (
+            [image for run in runs for image in read_run(run, reader)]
+            for reader in (classifier, *map(Classifier, networks))
+        )
         return {
+            "the classifier's two networks agree": readers_agreement(*alone),
             "truth by method": truths_by_method(images),
             "judge agrees with the truth": agreement(images),
             "rank agreement of the seeds' halves": rank_agreement(images),
@@ -113,13 +127,20 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _classifier(classifier: Classifier, seed: int) -> dict[str, object]:
-    """Accuracy on new drawings, clean and damaged."""
+    """Accuracy on new drawings, clean and damaged, and in each of the suite's styles."""
     pixels, truth = drawings(1000, seed=seed + 1)
     clean = pixels.float() / 127.5 - 1
     damaged = degrade(clean, torch.Generator().manual_seed(seed))
+    rng = np.random.default_rng((seed, 78))
+    styles = {}
+    for name, style in STYLES.items():
+        poses = rng.integers(2**31, size=STYLE_DRAWINGS)
+        shown = [draw(random_thing(rng), style.look, seed=int(pose)) for pose in poses]
+        styles[name] = float(classifier.read(shown).is_in(style.look).mean())
     return {
         "clean": accuracies(classifier.read_pixels(clean), truth),
         "damaged": accuracies(classifier.read_pixels(damaged), truth),
+        "the very setting of each style": styles,
     }
 
 

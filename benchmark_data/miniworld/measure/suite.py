@@ -68,6 +68,24 @@ def agreement(images: Sequence[Image]) -> dict[str, Estimate]:
     }
 
 
+def readers_agreement(first: Sequence[Image], second: Sequence[Image]) -> dict[str, Estimate]:
+    """Share of images in which two readers find the same truth; clusters are pairs.
+
+    The images are the same, in the same order.
+    """
+    cases = [image.case for image in first]
+    return {
+        truth: cluster_mean(
+            [
+                float(one.truth[truth] == other.truth[truth])
+                for one, other in zip(first, second, strict=True)
+            ],
+            cases,
+        )
+        for truth in TRUTHS
+    }
+
+
 def correlations(images: Sequence[Image], *, seed: int = 0) -> dict[str, dict[str, Estimate]]:
     """Pearson correlation over images of every score with every truth, bootstrapped over pairs."""
     metrics = list(dict.fromkeys(name for image in images for name in image.scores))
