@@ -25,6 +25,7 @@ from benchmark_data.miniworld.measure.classifier import (
 from benchmark_data.miniworld.measure.suite import (
     Image,
     agreement,
+    clear_agreement,
     correlations,
     method_means,
     rank_agreement,
@@ -211,6 +212,20 @@ def test_two_readers_agree_where_they_find_the_same() -> None:
     assert agreed["both"].value == pytest.approx(8 / 24)  # 2 pairs of (0 + 3 + 1) right images
     assert agreed["style"].value == 1
     assert agreed["both"].n_clusters == 2
+
+
+def test_agreement_is_told_where_two_readers_agree() -> None:
+    first = images()
+    second = [
+        replace(one, truth={**one.truth, "both": not one.truth["both"]})
+        if one.method == "poor"  # all of the judge's errors are there
+        else one
+        for one in first
+    ]
+    clear = clear_agreement(first, second)
+    assert clear["mars2"].value == 1
+    assert clear["mars2"].n == 16
+    assert clear["mars2_subject"].value == agreement(first)["mars2_subject"].value
 
 
 def test_truths_and_means_by_method() -> None:

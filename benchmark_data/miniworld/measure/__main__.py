@@ -24,6 +24,7 @@ from benchmark_data.miniworld.measure.classifier import (
 from benchmark_data.miniworld.measure.loras import measure_loras
 from benchmark_data.miniworld.measure.suite import (
     agreement,
+    clear_agreement,
     correlations,
     rank_agreement,
     rank_truth,
@@ -100,6 +101,7 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
             "the classifier's two networks agree": readers_agreement(*alone),
             "truth by method": truths_by_method(images),
             "judge agrees with the truth": agreement(images),
+            "judge agrees where the two networks do": clear_agreement(*alone),
             "rank agreement of the seeds' halves": rank_agreement(images),
             "rank agreement with the truth": rank_truth(images),
             "correlation with the truth": correlations(images, seed=seed),

@@ -86,6 +86,20 @@ def readers_agreement(first: Sequence[Image], second: Sequence[Image]) -> dict[s
     }
 
 
+def clear_agreement(first: Sequence[Image], second: Sequence[Image]) -> dict[str, Estimate]:
+    """`agreement` on the images in which two readers find the same truth, by score."""
+    return {
+        metric: agreement(
+            [
+                one
+                for one, other in zip(first, second, strict=True)
+                if one.truth[aspect] == other.truth[aspect]
+            ]
+        )[metric]
+        for metric, aspect in ASPECTS.items()
+    }
+
+
 def correlations(images: Sequence[Image], *, seed: int = 0) -> dict[str, dict[str, Estimate]]:
     """Pearson correlation over images of every score with every truth, bootstrapped over pairs."""
     metrics = list(dict.fromkeys(name for image in images for name in image.scores))
