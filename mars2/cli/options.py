@@ -24,7 +24,18 @@ JudgeDtype = Annotated[
         "[default: float32 on a CPU, else float16]",
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def _device(value: str) -> str:
+    """Refuse, before any work, a device that is not here; torch is not imported for the usual."""
+    if value not in ("auto", "cpu"):
+        from mars2.prepare import find_device
+
+        find_device(value)
+    return value
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", callback=_device)]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images drawn or scored at once.")]
 Metrics = Annotated[str, typer.Option(help="Which to compute (`mars2 ls metrics`).")]
 JudgeName = Annotated[

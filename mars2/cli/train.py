@@ -51,9 +51,8 @@ Unconditional = Annotated[
 UnconditionalBelow = Annotated[
     float | None,
     typer.Option(
-        min=0,
-        max=1,
-        help="Keep it only at timesteps below this share of all.  [default: the suite's]",
+        help="Keep it only at timesteps below this share of all, above 0 and at most 1.  "
+        "[default: the suite's]",
     ),
 ]
 Checkpointing = Annotated[bool | None, typer.Option(help="Trade time for memory.")]
@@ -324,7 +323,17 @@ def _tell(path: Path, concept: Concept, settings: "LoraTraining", *, there: bool
     print(
         f"would {'go on with' if state.exists() else 'train'} {path}: rank {settings.rank}, "
         f"{settings.steps} steps of {settings.batch_size} at {settings.lr:g}, on "
-        f"{len(concept.references)} images, {', '.join(map(repr, prompts))}"
+        f"{len(concept.references)} images, {', '.join(map(repr, prompts))}{_apart(settings)}"
+    )
+
+
+def _apart(settings: "LoraTraining") -> str:
+    """How a LoRA is kept out of the empty prompt, in words; "" where it is not."""
+    if settings.unconditional_weight == 0:
+        return ""
+    return (
+        f"; kept out of the empty prompt below {settings.unconditional_below:g} of the timesteps "
+        f"(weight {settings.unconditional_weight:g})"
     )
 
 

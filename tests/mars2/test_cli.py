@@ -470,6 +470,10 @@ def test_loras_and_hypernetworks_are_trained(cli: Cli, world, tmp_path: Path) ->
         f"would train {out / 'flat.safetensors'}",
     ]
     assert "rank 2, 2 steps of " in said
+    assert "empty prompt" not in said
+    apart = ("--unconditional-weight", 1, "--unconditional-below", 0.8)
+    _, said, _ = cli(*lora, "--concept", "fox", *apart, "--dry-run")
+    assert said.endswith("; kept out of the empty prompt below 0.8 of the timesteps (weight 1)\n")
     assert not out.exists()
     code, said, _ = cli(*lora, "--all", "--split", "train")
     assert code == 0

@@ -268,3 +268,17 @@ def test_a_fetch_that_fails_is_a_line_a_source(
     assert code == 1
     assert said.splitlines()[:40] == list(failed)
     assert said.splitlines()[40] == "by hand: dog/0.png: ask"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:x", "cuda"])
+@pytest.mark.parametrize(
+    "command", [("score", "images"), ("train", "lora", "--dry-run"), ("judge", "check")]
+)
+def test_a_device_that_is_not_here_is_refused_before_any_work(
+    cli: Cli, command: tuple[str, ...], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    out = ("--out", "loras") if command[0] == "train" else ()
+    code, _, error = cli(*command, *out, "--device", device)
+    assert code == 2
+    assert re.fullmatch(rf"mars2: --device is '?{device}'?[;,] .*give .*cpu.*\n", error)
