@@ -83,25 +83,22 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
         return clip.measure(weights / "clip", groups=60, seed=seed)
     if part == "dino":
         return dino.measure(weights / "dino", groups=100, seed=seed)
-    networks = [
-        network
-        for number in (seed, seed + 1)
-        for network in load_classifier(chosen.work, weights / "sdxl" / "vae", seed=number).networks
-    ]
-    classifier = Classifier(*networks)
+    vae = weights / "sdxl" / "vae"
+    alone = [load_classifier(chosen.work, vae, seed=number) for number in (seed, seed + 1)]
+    classifier = Classifier(*(network for one in alone for network in one.networks))
     if part == "classifier":
-        return _classifier(classifier, seed + 1)
+        return _classifier(classifier, seed + 1)  # on drawings that neither has learnt from
     if part == "suite":
         runs = [RunStore.open(run) for run in chosen.run]
-        images, *alone = (
+        images, *each = (
             [image for run in runs for image in read_run(run, reader)]
-            for reader in (classifier, *map(Classifier, networks))
+            for reader in (classifier, *alone)
         )
         return {
-            "the classifier's two networks agree": readers_agreement(*alone),
+            "the classifier's two networks agree": readers_agreement(*each),
             "truth by method": truths_by_method(images),
             "judge agrees with the truth": agreement(images),
-            "judge agrees where the two networks do": clear_agreement(*alone),
+            "judge agrees where the two networks do": clear_agreement(*each),
             "rank agreement of the seeds' halves": rank_agreement(images),
             "rank agreement with the truth": rank_truth(images),
             "correlation with the truth": correlations(images, seed=seed),
