@@ -300,7 +300,10 @@ def find_entries(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise EntryError(f"{place} is no entry and no folder of entries")
+        raise EntryError(
+            f"{place} is no entry and no folder of entries: "
+            "name one, or run this in a clone of the project"
+        )
     return sorted(place.rglob("*.json"))
 
 

@@ -124,6 +124,8 @@ def check(
     finder = _Finder(suite or ())
     report = check_entries(path, finder)
     problems = list(report.problems)
+    if not report.paths:
+        raise RunError(f"{path} holds no entry: `mars2 leaderboard add` makes one of a scored run")
     if run is not None and not problems:
         problems += ask_again(report.sound, run, count=rejudge, seed=seed)
     _fail_if(problems)

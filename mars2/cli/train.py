@@ -1,7 +1,7 @@
 """`mars2 train lora`, `joint` and `hypernet`: make the LoRAs and the hypernetwork of a suite."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -109,6 +109,7 @@ def lora(
         one.id: training_settings(LoraTraining, loaded, f"{one.role}_lora", given)
         for one in concepts
     }
+    _check_below(unconditional_below, wanted.values())
     base = Path(model or loaded.models.base).name
     for one in concepts:
         if one not in todo:
@@ -179,6 +180,7 @@ def joint(
     }
     table = "joint_lora" if "joint_lora" in loaded.training else "subject_lora"
     settings = training_settings(LoraTraining, loaded, table, given)
+    _check_below(unconditional_below, [settings])
     denoiser = (
         load_denoiser(loaded, model, dtype=parse_dtype(dtype), device=device) if todo else None
     )
@@ -325,6 +327,15 @@ def _tell(path: Path, concept: Concept, settings: "LoraTraining", *, there: bool
         f"{settings.steps} steps of {settings.batch_size} at {settings.lr:g}, on "
         f"{len(concept.references)} images, {', '.join(map(repr, prompts))}{_apart(settings)}"
     )
+
+
+def _check_below(below: float | None, settings: "Iterable[LoraTraining]") -> None:
+    """Refuse a share of the timesteps at which nothing is asked for."""
+    if below is not None and all(one.unconditional_weight == 0 for one in settings):
+        raise RunError(
+            f"--unconditional-below is {below:g} and would do nothing: the weight is 0; "
+            "give --unconditional-weight, such as 1"
+        )
 
 
 def _apart(settings: "LoraTraining") -> str:

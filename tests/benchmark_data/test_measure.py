@@ -31,6 +31,7 @@ from benchmark_data.miniworld.measure.suite import (
     rank_agreement,
     rank_truth,
     readers_agreement,
+    style_errors,
     truths_by_method,
 )
 from benchmark_data.miniworld.train import autoencoder
@@ -194,7 +195,7 @@ def images() -> list[Image]:
                     "mars2_style": 1.0,
                     "dino_subject": 0.1 * seed + 0.3 * right,
                 }
-                found.append(Image(method, case, seed, truth, scores))
+                found.append(Image(method, case, case[-1], seed, truth, scores))
     return found
 
 
@@ -203,6 +204,20 @@ def test_agreement_counts_the_judges_error() -> None:
     assert agreed["mars2"].value == pytest.approx(23 / 24)
     assert agreed["mars2_style"].value == 1
     assert agreed["mars2"].n_clusters == 2
+
+
+def test_style_errors_are_told_of_each_style_and_kind() -> None:
+    found = [
+        replace(one, truth={**one.truth, "style": False}, scores={"mars2_style": float(one.seed)})
+        if one.style == "x"
+        else replace(one, scores={"mars2_style": 0.0} if one.seed else {})
+        for one in images()
+    ]
+    errors = style_errors(found)
+    assert list(errors) == ["x", "y"]
+    assert (errors["x"]["passed"].value, errors["x"]["refused"].value) == (0.75, 0)
+    assert (errors["y"]["passed"].value, errors["y"]["refused"].value) == (0, 1)
+    assert errors["y"]["refused"].n == 9  # those without a score are not counted
 
 
 def test_two_readers_agree_where_they_find_the_same() -> None:
@@ -250,7 +265,7 @@ def test_correlation_is_pearsons_and_none_where_nothing_varies() -> None:
 def test_rank_agreement_leaves_controls_aside_and_is_kendalls() -> None:
     rng = np.random.default_rng(0)
     found = [
-        Image(method, "a_x", seed, {}, {"mars2": float(rng.random() < share)})
+        Image(method, "a_x", "x", seed, {}, {"mars2": float(rng.random() < share)})
         for method, share in (("a", 0.1), ("b", 0.4), ("c", 0.6), ("d", 0.9), ("base", 0.0))
         for seed in range(8)
     ]
@@ -266,7 +281,7 @@ def test_rank_truth_compares_each_scores_ranking_with_the_truths() -> None:
         for seed in range(12):
             right = bool(rng.random() < share)
             scores = {"mars2": float(rng.random() < share), "dino": -float(right)}
-            found.append(Image(method, "a_x", seed, {"both": right}, scores))
+            found.append(Image(method, "a_x", "x", seed, {"both": right}, scores))
     judged = method_means(found, "mars2", range(12))
     shares = {m: np.mean([i.truth["both"] for i in found if i.method == m]) for m in "abcd"}
     expected = stats.kendalltau([judged[m] for m in "abcd"], list(shares.values())).statistic

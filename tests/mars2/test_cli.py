@@ -474,6 +474,9 @@ def test_loras_and_hypernetworks_are_trained(cli: Cli, world, tmp_path: Path) ->
     apart = ("--unconditional-weight", 1, "--unconditional-below", 0.8)
     _, said, _ = cli(*lora, "--concept", "fox", *apart, "--dry-run")
     assert said.endswith("; kept out of the empty prompt below 0.8 of the timesteps (weight 1)\n")
+    code, _, error = cli(*lora, "--concept", "fox", *apart[2:], "--dry-run")
+    assert code == 2
+    assert "--unconditional-below is 0.8 and would do nothing: the weight is 0" in error
     assert not out.exists()
     code, said, _ = cli(*lora, "--all", "--split", "train")
     assert code == 0

@@ -282,3 +282,14 @@ def test_a_device_that_is_not_here_is_refused_before_any_work(
     code, _, error = cli(*command, *out, "--device", device)
     assert code == 2
     assert re.fullmatch(rf"mars2: --device is '?{device}'?[;,] .*give .*cpu.*\n", error)
+
+
+def test_a_check_of_no_entry_is_no_success(cli: Cli, tmp_path: Path) -> None:
+    code, said, error = cli("leaderboard", "check", tmp_path)
+    assert (code, said) == (2, "")
+    assert error == (
+        f"mars2: {tmp_path} holds no entry: `mars2 leaderboard add` makes one of a scored run\n"
+    )
+    code, _, error = cli("leaderboard", "check", tmp_path / "none")
+    assert code == 2
+    assert error.endswith("name one, or run this in a clone of the project\n")

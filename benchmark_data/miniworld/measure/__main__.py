@@ -30,6 +30,7 @@ from benchmark_data.miniworld.measure.suite import (
     rank_truth,
     read_run,
     readers_agreement,
+    style_errors,
     truths_by_method,
 )
 from benchmark_data.miniworld.train import clip, critic_measure, dino
@@ -99,6 +100,7 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
             "truth by method": truths_by_method(images),
             "judge agrees with the truth": agreement(images),
             "judge agrees where the two networks do": clear_agreement(*each),
+            "judge errs on the style": style_errors(images),
             "rank agreement of the seeds' halves": rank_agreement(images),
             "rank agreement with the truth": rank_truth(images),
             "correlation with the truth": correlations(images, seed=seed),

@@ -25,6 +25,7 @@ class Image:
 
     method: str
     case: str
+    style: str
     seed: int
     truth: Mapping[str, bool]
     scores: Mapping[str, float]
@@ -47,8 +48,10 @@ def read_run(store: RunStore, classifier: Classifier) -> list[Image]:
             subject = bool(reading.shows(thing, look)[row])
             style = bool(reading.is_in(look)[row])
             truth = {"subject": subject, "style": style, "both": subject and style}
-            key = (sample.method, sample.case, sample.seed)
-            images.append(Image(*key, truth, scores.get(key, {})))
+            known = scores.get((sample.method, sample.case, sample.seed), {})
+            images.append(
+                Image(sample.method, sample.case, sample.style, sample.seed, truth, known)
+            )
     return images
 
 
@@ -66,6 +69,28 @@ def agreement(images: Sequence[Image]) -> dict[str, Estimate]:
         )
         for metric, aspect in ASPECTS.items()
     }
+
+
+def style_errors(images: Sequence[Image]) -> dict[str, dict[str, Estimate]]:
+    """How the judge errs on each style: what it passes against the classifier, and refuses.
+
+    Shares of all images in a style that have the score; clusters are pairs.
+    """
+    errors: dict[str, dict[str, Estimate]] = {}
+    for style in dict.fromkeys(image.style for image in images):
+        shown = [one for one in images if one.style == style and "mars2_style" in one.scores]
+        yes = [image.scores["mars2_style"] > 0.5 for image in shown]
+        true = [image.truth["style"] for image in shown]
+        cases = [image.case for image in shown]
+        errors[style] = {
+            "passed": cluster_mean(
+                [float(said and not right) for said, right in zip(yes, true, strict=True)], cases
+            ),
+            "refused": cluster_mean(
+                [float(right and not said) for said, right in zip(yes, true, strict=True)], cases
+            ),
+        }
+    return errors
 
 
 def readers_agreement(first: Sequence[Image], second: Sequence[Image]) -> dict[str, Estimate]:
