@@ -1,6 +1,7 @@
 """The measures of the miniature world: by hand on small numbers, and the whole loop, tiny."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from benchmark_data.miniworld.measure.classifier import (
     accuracies,
     drawings,
     load_classifier,
+    load_painted,
     shifted,
 )
 from benchmark_data.miniworld.measure.suite import (
@@ -34,9 +36,11 @@ from benchmark_data.miniworld.measure.suite import (
     style_errors,
     truths_by_method,
 )
-from benchmark_data.miniworld.train import autoencoder
+from benchmark_data.miniworld.train import base as base_stage
 from benchmark_data.miniworld.train.drawings import LOOKS, thing_numbers
 from benchmark_data.miniworld.world import PHOTO, STYLES, SUBJECTS, Look, Thing, draw
+
+BASE = Path(base_stage.__file__).parents[1] / "weights" / "sdxl"
 
 
 def reading(*pictures: tuple[Thing, Look]) -> Reading:
@@ -83,11 +87,15 @@ def test_drawings_show_subjects_and_styles_and_their_numbers_are_the_truth() -> 
 
 
 def test_the_classifier_learns_and_is_read_again(tmp_path) -> None:
-    autoencoder.build(0).save_pretrained(tmp_path / "vae")
     sizes = {"seed": 0, "steps": 12, "count": 60}
-    first = load_classifier(tmp_path, tmp_path / "vae", **sizes)
-    again = load_classifier(tmp_path, tmp_path / "vae", **sizes)
+    first = load_classifier(tmp_path, BASE, **sizes)
+    again = load_classifier(tmp_path, BASE, **sizes)
     pixels, truth = drawings(60, seed=0)
+    painted = load_painted(pixels[:20], tmp_path / "elsewhere", BASE, seed=0)
+    assert torch.equal(painted, load_painted(pixels[:20], tmp_path, tmp_path / "none", seed=0))
+    off = (painted.float() - pixels[:20].float()).abs().mean((1, 2, 3))
+    assert (off > 0).all()
+    assert off.mean() < 25  # of 255: what was drawn is still there
     clean = pixels.float() / 127.5 - 1
     np.testing.assert_array_equal(
         first.read_pixels(clean).numbers, again.read_pixels(clean).numbers

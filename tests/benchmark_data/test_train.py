@@ -158,6 +158,51 @@ def test_a_pipeline_begins_with_anothers_weights_and_its_words(
         torch.testing.assert_close(table[row], expected, rtol=0, atol=0, msg=word)
 
 
+def test_a_unet_with_more_layers_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = build_tokenizer()
+    with monkeypatch.context() as patch:
+        patch.setattr(base_models, "FINEST_LAYERS", 1)
+        small = base_models.build_models(tokenizer, 1)["unet"]
+    large = base_models.build_models(tokenizer, 2)["unet"]
+    count = sum(p.numel() for p in large.parameters()) - sum(p.numel() for p in small.parameters())
+    assert count > 2 * 2 * 9 * 48 * 48  # two layers down and two up, of two convolutions each
+    large.load_state_dict(base_models.grown(small.state_dict(), large.state_dict()))
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 16, 16, 16, generator=generator)
+    given = {
+        "timestep": torch.tensor([20, 700]),
+        "encoder_hidden_states": torch.randn(2, 20, 160, generator=generator),
+        "added_cond_kwargs": {
+            "text_embeds": torch.randn(2, 96, generator=generator),
+            "time_ids": torch.zeros(2, 6),
+        },
+    }
+    with torch.no_grad():
+        torch.testing.assert_close(large(latents, **given).sample, small(latents, **given).sample)
+    again = base_models.grown(large.state_dict(), large.state_dict())
+    assert all(torch.equal(value, again[name]) for name, value in large.state_dict().items())
+
+
+def test_a_refined_pipeline_keeps_its_text_encoders(
+    out_with_autoencoder: Path, tmp_path: Path
+) -> None:
+    out, start = out_with_autoencoder, Path(base.__file__).parents[1] / "weights" / "sdxl"
+    base.run(out, tmp_path / "work", smoke=True, seed=0, steps=2, start=start)
+    before, after = (
+        StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32)
+        for folder in (start, out / "sdxl")
+    )
+    extra = [before.tokenizer.convert_tokens_to_ids(f"{w}</w>") for w in base_models.UNKNOWN]
+    for name in ("text_encoder", "text_encoder_2"):
+        old, new = getattr(before, name).state_dict(), getattr(after, name).state_dict()
+        for key, value in old.items():
+            if key.endswith("token_embedding.weight"):  # words without a meaning change each step
+                value[extra] = new[key][extra]
+            torch.testing.assert_close(new[key], value, rtol=0, atol=0, msg=key)
+    pairs = zip(before.unet.parameters(), after.unet.parameters(), strict=True)
+    assert any(not torch.equal(old, new) for old, new in pairs)
+
+
 def test_unknown_words_are_as_large_as_known_ones_and_leave_the_rest_alone() -> None:
     tokenizer = build_tokenizer()
     models = base_models.build_models(tokenizer, 0)

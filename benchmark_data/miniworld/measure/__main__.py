@@ -84,8 +84,8 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
         return clip.measure(weights / "clip", groups=60, seed=seed)
     if part == "dino":
         return dino.measure(weights / "dino", groups=100, seed=seed)
-    vae = weights / "sdxl" / "vae"
-    alone = [load_classifier(chosen.work, vae, seed=number) for number in (seed, seed + 1)]
+    base = weights / "sdxl"
+    alone = [load_classifier(chosen.work, base, seed=number) for number in (seed, seed + 1)]
     classifier = Classifier(*(network for one in alone for network in one.networks))
     if part == "classifier":
         return _classifier(classifier, seed + 1)  # on drawings that neither has learnt from
@@ -107,7 +107,7 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
         }
     generation = load_suite("miniworld").generation
     pipeline = SdxlPipeline.load(
-        weights / "sdxl",
+        base,
         dtype="float32",
         device="cpu",
         resolution=generation.resolution,

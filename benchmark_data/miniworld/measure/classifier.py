@@ -1,7 +1,8 @@
 """Reads off a picture what it shows: a convolutional network that learns from drawings alone.
 
-They are clean, damaged and through the autoencoder, those of held-out subjects and styles among
-them. It is an instrument of measurement: no stage of the training and no metric of the benchmark
+They are clean, damaged and painted over by the base model with their own captions (with so little
+noise that they still show what was drawn), those of held-out subjects and styles among them. It is
+an instrument of measurement: no stage of the training and no metric of the benchmark
 sees it, and it is not shipped.
 
 A generated picture is none of its drawings, and a reading that turns with a pixel's shift is no
@@ -9,22 +10,22 @@ truth. So a network learns from shifted drawings and reads nine shifted views of
 networks of different seeds read together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmark_data.miniworld.train.common import load_state, log, save_state
-from benchmark_data.miniworld.train.degrade import autoencoded, degrade
+from benchmark_data.miniworld.train.degrade import degrade
 from benchmark_data.miniworld.train.drawings import LOOKS, thing_numbers
 from benchmark_data.miniworld.train.loop import flat_convolutions, train_phase
+from benchmark_data.miniworld.train.overpaint import BATCH, Painter
 from benchmark_data.miniworld.world import (
     ATTRIBUTES,
     CATEGORIES,
@@ -36,6 +37,7 @@ from benchmark_data.miniworld.world import (
     SUBJECTS,
     Look,
     Thing,
+    caption,
     draw,
     random_look,
     random_thing,
@@ -54,6 +56,9 @@ CLASSES = (
 FAMILY_OF_LOOK = np.array([FAMILIES.index(look.family) for look in LOOKS])
 UNTOLD = -100  # cross-entropy's mark for "do not count this"
 HELD_OUT = 0.15  # share of drawings that show a subject, and that are in a style, of the suite
+PAINTED = 1 / 3  # share of the drawings that are painted over, too
+STRENGTHS = (0.1, 0.4)  # share of the sampler's steps that those go through
+FILE = 1024  # painted drawings a file
 MARGIN = 3  # pixels by which drawings are shifted at most, while it learns
 VIEWS = tuple((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1))  # shifts that are read together
 
@@ -73,19 +78,57 @@ def random_picture(rng: np.random.Generator) -> tuple[Thing, Look]:
     return thing, look
 
 
+def random_pictures(count: int, *, seed: int) -> Iterator[tuple[Thing, Look, int, float]]:
+    """What drawings show, with the pose and jitter of each."""
+    rng = np.random.default_rng((seed, 77))
+    for _ in range(count):
+        thing, look = random_picture(rng)
+        yield thing, look, int(rng.integers(2**31)), float(rng.uniform(0.2, 0.8))
+
+
 def drawings(count: int, *, seed: int) -> tuple[Tensor, Tensor]:
     """Random drawings, uint8 ``(count, 3, 64, 64)``, and numbers of NAMES, ``(count, 6)``."""
-    rng = np.random.default_rng((seed, 77))
     pixels = np.empty((count, 64, 64, 3), np.uint8)
     truth = np.empty((count, len(NAMES)), np.int64)
-    for index in range(count):
-        thing, look = random_picture(rng)
-        pose, jitter = int(rng.integers(2**31)), float(rng.uniform(0.2, 0.8))
+    for index, (thing, look, pose, jitter) in enumerate(random_pictures(count, seed=seed)):
         pixels[index] = np.asarray(draw(thing, look, seed=pose, jitter=jitter))
         truth[index] = (*thing_numbers(thing), LOOKS.index(look))
         if look.family in MONOCHROME:
             truth[index, [1, 2, 4]] = UNTOLD
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(truth)
+
+
+def load_painted(pixels: Tensor, work: Path, base: Path, *, seed: int) -> Tensor:
+    """Drawings painted over by the base model with their captions, uint8 ``(n, 3, 64, 64)``.
+
+    Args:
+        pixels: The first of what `drawings` drew with this seed.
+        work: A file every 1,024 is kept there, and read where it is.
+        base: The base model's folder.
+        seed: Of the drawings, the strengths and the noise.
+    """
+    shown = list(random_pictures(len(pixels), seed=seed))
+    painter = Painter(base)
+    parts = []
+    for first in range(0, len(pixels), FILE):
+        last = min(first + FILE, len(pixels))
+        path = work / f"classifier-painted-{seed}-{first}-{last - first}.safetensors"
+        if not path.exists():
+            latents = []
+            for start in range(first, last, BATCH):
+                rng = np.random.default_rng((seed, 88, start))
+                batch = slice(start, min(start + BATCH, last))
+                captions = [
+                    caption(thing, look, rng, drop=0.0, palette=1.0, texture=1.0)
+                    for thing, look, _, _ in shown[batch]
+                ]
+                strength = float(rng.uniform(*STRENGTHS))
+                noise = int(rng.integers(2**31))
+                latents.append(painter.paint(pixels[batch], captions, strength, noise))
+            save_state(path, {"pixels": painter.decode(torch.cat(latents))}, {})
+            log.info("classifier: painted over drawings %d to %d", first, last)
+        parts.append(load_state(path)[0]["pixels"])
+    return torch.cat(parts)
 
 
 def shifted(images: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
@@ -201,13 +244,13 @@ def accuracies(reading: Reading, truth: Tensor) -> dict[str, float]:
 
 
 def load_classifier(
-    work: Path, vae: Path, *, seed: int = 0, steps: int = 4800, count: int = 40_000
+    work: Path, base: Path, *, seed: int = 0, steps: int = 4800, count: int = 40_000
 ) -> Classifier:
     """Train the classifier, or read it from ``work`` where that was done; resumes.
 
     Args:
         work: Where drawings and checkpoint are kept.
-        vae: The autoencoder's folder.
+        base: The base model's folder.
         seed: Of drawings and training.
         steps: Of 96 pictures.
         count: Number of drawings.
@@ -215,12 +258,10 @@ def load_classifier(
     cache = work / f"classifier-drawings-{seed}-{count}.safetensors"
     if not cache.exists():
         pixels, truth = drawings(count, seed=seed)
-        model = AutoencoderTiny.from_pretrained(vae, dtype=torch.float32)
-        generator = torch.Generator().manual_seed(seed)
-        decoded = autoencoded(model.encoder, model.decoder, pixels[: count // 3], generator)
-        save_state(cache, {"pixels": pixels, "truth": truth, "decoded": decoded}, {})
+        save_state(cache, {"pixels": pixels, "truth": truth}, {})
     tensors, _ = load_state(cache)
-    pixels, truth, decoded = (tensors[name] for name in ("pixels", "truth", "decoded"))
+    pixels, truth = tensors["pixels"], tensors["truth"]
+    painted = load_painted(pixels[: round(PAINTED * count)], work, base, seed=seed)
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(seed)
         network = Network()
@@ -229,8 +270,8 @@ def load_classifier(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rows = torch.randint(count, (96,), generator=generator)
         shown = pixels[rows]
-        through = (rows < len(decoded)) & (torch.rand(96, generator=generator) < 0.6)
-        shown[through] = decoded[rows[through]]
+        over = (rows < len(painted)) & (torch.rand(96, generator=generator) < 0.6)
+        shown[over] = painted[rows[over]]
         offsets = torch.randint(-MARGIN, MARGIN + 1, (96, 2), generator=generator).tolist()
         images = degrade(shifted(shown.float() / 127.5 - 1, offsets), generator, share=0.5)
         with torch.autocast("cpu", torch.bfloat16):

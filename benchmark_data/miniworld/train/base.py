@@ -1,7 +1,8 @@
 """Stage `base`: a small SDXL trained on drawn images and captions, saved as a diffusers pipeline.
 
-The text encoders are trained with the UNet. Held-out subjects, style settings and style names never
-occur.
+The text encoders are trained with the UNet. A pipeline to begin with is refined: its text encoders
+stay as they are, and most of the training is at little noise, where fine strokes are painted.
+Held-out subjects, style settings and style names never occur.
 """
 
 from pathlib import Path
@@ -49,6 +50,7 @@ DECAY = 0.999  # of the average of the weights, which is what is saved for use
 PALETTE, TEXTURE = 0.8, 0.9  # chances that a caption says them: what is not said is not learnt
 FINE = ("crayon", "neon", "oil", "woodcut", "mosaic", "glass", "chalk")
 """Families whose textures come last: drawn twice as often as the others."""
+LITTLE_NOISE, REFINED = 500, 0.75  # timesteps below which a refinement draws so much of its images
 DROPPED = 0.1  # share of images whose caption is left out, for classifier-free guidance
 
 
@@ -180,7 +182,7 @@ def run(
         smoke: Tiny numbers.
         seed: Of everything drawn.
         steps: Instead of the stage's own.
-        start: A pipeline to begin with, such as the one that ships; None: with fresh weights.
+        start: A pipeline to refine, such as the one that ships; None: begin with fresh weights.
         processes: Each takes its part of every batch, on one thread.
 
     Raises:
@@ -219,10 +221,11 @@ def _train(
     )
     tokenizer = build_tokenizer()
     models = build_models(tokenizer, seed)
+    unknown_words(models, tokenizer, [*(style.phrase for style in STYLES.values()), TOKEN], seed)
     if start is not None:
         take_weights(models, tokenizer, start)
-    names = [*(style.phrase for style in STYLES.values()), TOKEN]
-    unknown_words(models, tokenizer, names, seed)
+        for name in ("text_encoder", "text_encoder_2"):
+            models[name].requires_grad_(False)
     models["unet"].set_attn_processor(AttnProcessor())  # bf16 SDPA's backward is slow on CPUs
     signal = alphas_cumprod()
     time_ids = torch.tensor([[RESOLUTION, RESOLUTION, 0, 0, RESOLUTION, RESOLUTION]])
@@ -253,6 +256,9 @@ def _train(
         )
         keep = torch.from_numpy((rng.random(batch_size) > DROPPED).astype(np.float32))
         timesteps = torch.randint(1000, (batch_size,), generator=generator)
+        if start is not None:
+            little = torch.rand(batch_size, generator=generator) < REFINED
+            timesteps[little] = timesteps[little] * LITTLE_NOISE // 1000
         noise = torch.randn(clean.shape, generator=generator)
         level = signal[timesteps][:, None, None, None]
         noisy = level.sqrt() * clean + (1 - level).sqrt() * noise

@@ -30,8 +30,10 @@ from benchmark_data.miniworld.world import SETTING_WORDS, STYLES, TOKEN, WORDS
 
 RESOLUTION = 64
 TOKENS = 20
+FINEST_LAYERS = 3  # at the UNet's finest level, which has no attention: fine strokes are its work
 UNKNOWN = tuple(f"extra{letter}" for letter in "abcdefgh")  # CLIP splits off digits
 """Words without a meaning: what a name that the base model has never met is to it."""
+_UP = "up_blocks.2.resnets."
 WORD_SCALE = 0.045  # standard deviation of an embedding that was trained
 
 
@@ -112,7 +114,7 @@ def build_models(tokenizer: CLIPTokenizer, seed: int) -> dict[str, Any]:
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             block_out_channels=(48, 96, 128),
-            layers_per_block=1,
+            layers_per_block=(FINEST_LAYERS, 1, 1),
             transformer_layers_per_block=1,
             attention_head_dim=(3, 6, 8),  # diffusers reads this as the number of heads
             cross_attention_dim=64 + 96,
@@ -139,7 +141,10 @@ def unknown_words(
 
 
 def take_weights(models: Mapping[str, Any], tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Begin with the weights of a saved pipeline; its words keep their embeddings."""
+    """Begin with the weights of a saved pipeline; its words keep their embeddings.
+
+    A UNet with fewer layers at its finest level is grown: what it computes stays the same.
+    """
     pipe = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32)
     old, new = pipe.tokenizer.get_vocab(), tokenizer.get_vocab()
     both = [word for word in new if word in old]
@@ -151,7 +156,34 @@ def take_weights(models: Mapping[str, Any], tokenizer: CLIPTokenizer, folder: Pa
             table = model.get_input_embeddings().weight.detach().clone()
             table[here] = state[key][there]
             state[key] = table
-        model.load_state_dict(state)
+        model.load_state_dict(grown(state, model.state_dict()) if name == "unet" else state)
+
+
+def grown(small: Mapping[str, Tensor], large: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A UNet's weights for one with more layers at its finest level, which computes the same.
+
+    The layers in between hand on what they get: their last convolution is zero, and a shortcut that
+    takes a skip connection as well takes only the other half.
+
+    Args:
+        small: Of the trained UNet.
+        large: Of the larger one; what is neither zero nor a copy stays as it is there.
+    """
+    last = [len({k.split(".")[3] for k in s if k.startswith(_UP)}) - 1 for s in (small, large)]
+    added = last[0] < last[1]
+    weights = {}
+    for key, value in large.items():
+        source = key.replace(f"{_UP}{last[1]}.", f"{_UP}{last[0]}.")
+        between = added and key.startswith(_UP) and 0 < int(key.split(".")[3]) < last[1]
+        if source in small and not between:
+            weights[key] = small[source]
+        elif ".conv2." in key or key.endswith("conv_shortcut.bias"):
+            weights[key] = torch.zeros_like(value)
+        elif key.endswith("conv_shortcut.weight"):
+            weights[key] = torch.eye(*value.shape[:2])[..., None, None]
+        else:
+            weights[key] = value
+    return weights
 
 
 def build_scheduler() -> EulerDiscreteScheduler:

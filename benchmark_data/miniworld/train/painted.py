@@ -1,6 +1,6 @@
 """Drawings painted over by the base model: what generated pictures look like, with known truth.
 
-A drawing is noised and denoised again with a caption. Little noise and its own caption: the picture
+Little noise and the drawing's own caption: the picture
 shows what was drawn, in the hand of the base model. Much noise and the caption of another look:
 what was between them remains, the ground or, in a look of the same family, palette and stroke, but
 not the texture; it is in neither look any more. A judge that has seen neither takes half a style
@@ -12,22 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionXLImg2ImgPipeline
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from benchmark_data.miniworld.train.common import load_state, log, save_state
 from benchmark_data.miniworld.train.drawings import PHOTO_FAMILY, UNUSED, Bank, described
+from benchmark_data.miniworld.train.overpaint import BATCH, Painter
 from benchmark_data.miniworld.world import FAMILIES, Look, caption, random_look
 
-STEPS = 20
-GUIDANCE = 3.0
 TRUE = (0.25, 0.5)  # strengths: share of the sampler's steps that a drawing goes through
 HALF = (0.6, 0.85)
 NEAR = (0.75, 0.95)
 NEAR_SHARE = 0.6  # of the batches that lose half of their look to another one of its family
-BATCH = 64
 FILE = 1024  # pictures a file
 
 
@@ -48,13 +44,12 @@ class Painted:
     half_rows: NDArray[np.int64]
 
 
-class Painter:
-    """The base model, painting over rows of a bank."""
+class Overpainted:
+    """Rows of a bank, painted over by the base model."""
 
     def __init__(self, base: Path, bank: Bank, seed: int) -> None:
         self._bank, self._seed = bank, seed
-        self._pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(base, dtype=torch.float32)
-        self._pipe.set_progress_bar_config(disable=True)
+        self._painter = Painter(base)
 
     def paint(self, rows: NDArray[np.int64], *, half: bool) -> Tensor:
         """The rows painted over, uint8 ``(n, 3, 64, 64)``; all draws come from the first row."""
@@ -68,18 +63,11 @@ class Painter:
             elif half:
                 look = random_look(rng, families=[f for f in FAMILIES if f != look.family])
             captions.append(caption(thing, look, rng, drop=0.0, palette=1.0, texture=1.0))
-        pixels = self._bank.pixels[torch.from_numpy(rows)].permute(0, 2, 3, 1).numpy()
-        painted = self._pipe(
-            prompt=captions,
-            image=[Image.fromarray(picture) for picture in pixels],
-            strength=float(rng.uniform(*(NEAR if near else HALF if half else TRUE))),
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
-            generator=torch.Generator().manual_seed(int(rng.integers(2**31))),
-            output_type="np",
-        ).images
-        scaled = torch.from_numpy(painted).permute(0, 3, 1, 2) * 255 + 0.5
-        return scaled.to(torch.uint8).contiguous()
+        strength = float(rng.uniform(*(NEAR if near else HALF if half else TRUE)))
+        latents = self._painter.paint(
+            self._bank.pixels[torch.from_numpy(rows)], captions, strength, int(rng.integers(2**31))
+        )
+        return self._painter.decode(latents)
 
 
 def _near(look: Look, rng: np.random.Generator) -> Look:
@@ -101,7 +89,7 @@ def load_painted(
     rows = np.arange(first, first + true)
     rest = np.arange(first + true, len(bank.kinds))
     rest = rest[(bank.kinds[rest] != UNUSED) & (bank.families[rest] != PHOTO_FAMILY)][:half]
-    painter: Painter | None = None
+    painter: Overpainted | None = None
     parts: dict[bool, list[Tensor]] = {False: [], True: []}
     for is_half, chosen in ((False, rows), (True, rest)):
         for start in range(0, len(chosen), FILE):
@@ -109,7 +97,7 @@ def load_painted(
             name = f"painted-{'half' if is_half else 'true'}-{seed}-{block[0]}-{len(block)}"
             path = work / f"{name}.safetensors"
             if not path.exists():
-                painter = painter or Painter(base, bank, seed)
+                painter = painter or Overpainted(base, bank, seed)
                 batches = [block[i : i + BATCH] for i in range(0, len(block), BATCH)]
                 pixels = torch.cat([painter.paint(batch, half=is_half) for batch in batches])
                 save_state(path, {"pixels": pixels}, {})
