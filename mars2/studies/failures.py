@@ -415,7 +415,7 @@ def _against_distance(
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel(f"{role}, by its distance to train")
     axes.set_ylabel("both right")
-    axes.legend(fontsize=7, loc="upper right")
+    axes.legend(fontsize=7)
 
 
 def _pictures(

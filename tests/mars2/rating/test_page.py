@@ -167,7 +167,7 @@ def test_the_second_part_is_explained_before_it_begins(begin: Begin, show: Show,
                 database.record(0, position, aspect, "yes", 1.0)
     with show(database) as base:
         page.goto(link(base, database))
-        assert not page.is_visible("#intro section[data-mode=pairs]")
+        page.wait_for_selector("#intro section[data-mode=pairs]", state="hidden")
         page.click("#begin")  # and go on where it was: at the one question without an answer
         heading(page, 3)
         assert page.get_attribute("fieldset.subject .yes", "aria-pressed") == "true"
