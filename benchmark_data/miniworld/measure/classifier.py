@@ -1,9 +1,9 @@
 """Reads off a picture what it shows: a convolutional network that learns from drawings alone.
 
-They are clean, damaged and painted over by the base model with their own captions (with so little
+They are clean, damaged, or painted over by the base model with their own captions (with so little
 noise that they still show what was drawn), those of held-out subjects and styles among them. It is
-an instrument of measurement: no stage of the training and no metric of the benchmark
-sees it, and it is not shipped.
+an instrument of measurement: no stage of the training and no metric of the benchmark sees it, and
+it is not shipped.
 
 A generated picture is none of its drawings, and a reading that turns with a pixel's shift is no
 truth. So a network learns from shifted drawings and reads nine shifted views of a picture; and two

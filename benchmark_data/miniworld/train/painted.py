@@ -1,10 +1,9 @@
 """Drawings painted over by the base model: what generated pictures look like, with known truth.
 
-Little noise and the drawing's own caption: the picture
-shows what was drawn, in the hand of the base model. Much noise and the caption of another look:
-what was between them remains, the ground or, in a look of the same family, palette and stroke, but
-not the texture; it is in neither look any more. A judge that has seen neither takes half a style
-for the style.
+Little noise and the drawing's own caption: the picture shows what was drawn, in the hand of the
+base model. Much noise and the caption of another look: what was between them remains, the ground
+or, in a look of the same family, palette and stroke, but not the texture; it is in neither look any
+more. A judge that has seen neither takes half a style for the style.
 """
 
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ class Painted:
     half_rows: NDArray[np.int64]
 
 
-class Overpainted:
+class BankPainter:
     """Rows of a bank, painted over by the base model."""
 
     def __init__(self, base: Path, bank: Bank, seed: int) -> None:
@@ -89,7 +88,7 @@ def load_painted(
     rows = np.arange(first, first + true)
     rest = np.arange(first + true, len(bank.kinds))
     rest = rest[(bank.kinds[rest] != UNUSED) & (bank.families[rest] != PHOTO_FAMILY)][:half]
-    painter: Overpainted | None = None
+    painter = BankPainter(base, bank, seed)
     parts: dict[bool, list[Tensor]] = {False: [], True: []}
     for is_half, chosen in ((False, rows), (True, rest)):
         for start in range(0, len(chosen), FILE):
@@ -97,7 +96,6 @@ def load_painted(
             name = f"painted-{'half' if is_half else 'true'}-{seed}-{block[0]}-{len(block)}"
             path = work / f"{name}.safetensors"
             if not path.exists():
-                painter = painter or Overpainted(base, bank, seed)
                 batches = [block[i : i + BATCH] for i in range(0, len(block), BATCH)]
                 pixels = torch.cat([painter.paint(batch, half=is_half) for batch in batches])
                 save_state(path, {"pixels": pixels}, {})
