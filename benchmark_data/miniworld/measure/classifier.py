@@ -1,4 +1,4 @@
-"""Reads off a picture what it shows: a convolutional network that learns from drawings alone.
+"""Reads off a picture what it shows: a convolutional network that learns from drawings.
 
 They are clean, damaged, or painted over by the base model with their own captions (with so little
 noise that they still show what was drawn), those of held-out subjects and styles among them. It is
@@ -249,7 +249,7 @@ def load_classifier(
     """Train the classifier, or read it from ``work`` where that was done; resumes.
 
     Args:
-        work: Where drawings and checkpoint are kept.
+        work: Where drawings and checkpoint are kept; they are not made anew for another base.
         base: The base model's folder.
         seed: Of drawings and training.
         steps: Of 96 pictures.

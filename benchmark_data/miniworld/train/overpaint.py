@@ -1,6 +1,7 @@
-"""The base model paints over drawings: generated pictures whose truth is known, if not too much.
+"""The base model paints over drawings, which gives generated pictures whose truth is known.
 
-A drawing is noised and denoised again with a caption, as image-to-image does.
+A drawing is noised and denoised again with a caption, as image-to-image does. With little noise it
+still shows what was drawn.
 """
 
 from collections.abc import Sequence
