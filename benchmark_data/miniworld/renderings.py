@@ -291,6 +291,18 @@ TEXTURES: Mapping[str, tuple[str, ...]] = {
     "glass": ("panes", "shards", "rays"),
     "chalk": ("outline", "filled", "hatched"),
 }
+BARE = "bare"  # the texture of a setting that has lost its texture: no style, and in no caption
+SEPARABLE = (
+    "watercolor",
+    "crayon",
+    "pixel",
+    "halftone",
+    "oil",
+    "blueprint",
+    "woodcut",
+    "mosaic",
+    "glass",
+)  # families of which something is left without their textures
 
 
 # --- renderings ----------------------------------------------------------------------------------
@@ -358,16 +370,18 @@ def line(scene: Scene, palette: str, texture: str) -> Floats:
 def watercolor(scene: Scene, palette: str, texture: str) -> Floats:
     """Transparent washes on paper: wet in wet, with dried edges, or on rough paper."""
     setting = PALETTES["watercolor"][palette]
-    spread = {"wet": 1.6, "edged": 0.9, "granular": 0.9}[texture] * scene.unit
+    spread = {"wet": 1.6}.get(texture, 0.9) * scene.unit
     roles = _warped(scene.roles, _noise(scene, 9) * spread, _noise(scene, 9) * spread)
     colours = np.concatenate([_rgb((255, 255, 255))[None], scene.colours[1:]])
-    blur = {"wet": 0.8, "edged": 0.4, "granular": 0.6}[texture] * scene.unit
+    blur = {"wet": 0.8, "granular": 0.6}.get(texture, 0.4) * scene.unit
     pigment = _blurred(colours[roles], blur)
     cover = _softened(roles != GROUND, blur)
     density = cover * (0.8 + 0.22 * _noise(scene, 8))
     if texture == "edged":
         rim = cover * np.clip(1.6 * (1 - _softened(roles != GROUND, 2 * scene.unit)), 0, 1)
         density = cover * (0.62 + 0.14 * _noise(scene, 8)) + 0.75 * rim
+    if texture == BARE:
+        density = cover * np.float32(0.8)
     if texture == "granular":
         density = density * (0.62 + 0.6 * _grain(scene, 1))
     wash = np.clip(0.55 + 0.9 * _noise(scene, 4), 0, 1)
@@ -389,7 +403,7 @@ def crayon(scene: Scene, palette: str, texture: str) -> Floats:
         )
     wobble = _noise(scene, 12) * scene.unit
     roles = _warped(scene.roles, wobble, wobble)
-    thresholds = (0.16, 0.6) if texture == "crossed" else (0.3, 0.72)
+    thresholds = {"crossed": (0.16, 0.6), BARE: (0, 2)}.get(texture, (0.3, 0.72))
     picture = np.where((wax < thresholds[0])[..., None], _rgb(setting.ink), _rgb(setting.ground))
     colours = scene.colours[roles]
     filled = (roles != GROUND) & (wax < thresholds[1])
@@ -402,6 +416,8 @@ def crayon(scene: Scene, palette: str, texture: str) -> Floats:
 def pixel(scene: Scene, palette: str, texture: str) -> Floats:
     """Big pixels: small with a dark outline, coarse, or with a screen's dark lines."""
     setting = PALETTES["pixel"][palette]
+    if texture == BARE:
+        return np.where(scene.object[..., None], scene.painted(), _rgb(setting.ground))
     size = {"outlined": 2, "coarse": 3, "scanlines": 2}[texture]
     step = scene.px(size)
     cells = _cells(scene, "square", size)
@@ -443,7 +459,7 @@ def neon(scene: Scene, palette: str, texture: str) -> Floats:
 def halftone(scene: Scene, palette: str, texture: str) -> Floats:
     """Printed screens: small dots, large dots with a comic's outlines, or lines."""
     setting = PALETTES["halftone"][palette]
-    period = {"dots": 3.2, "comic": 4.5, "lines": 3.2}[texture] * scene.unit
+    period = {"comic": 4.5}.get(texture, 3.2) * scene.unit
     along, across = _axes(scene.n, 45 if texture != "lines" else -20)
     waves = np.cos(across * np.float32(2 * np.pi / period))
     if texture != "lines":
@@ -458,6 +474,8 @@ def halftone(scene: Scene, palette: str, texture: str) -> Floats:
     tint = np.float32(0.45 if texture != "comic" else 0.6)
     paper = np.where(solid[..., None], scene.painted() * tint + 255 * (1 - tint), 1.0)
     paper = np.where(solid[..., None], paper, _rgb(setting.ground))
+    if texture == BARE:
+        return _mix(paper, ink, darkness.astype(np.float32))
     picture = np.where((screen > 1 - darkness)[..., None], ink, paper)
     if texture == "comic":
         picture[_outline(np.where(scene.roles == SECOND, BODY, scene.roles), scene.px(1.6))] = 20
@@ -467,6 +485,9 @@ def halftone(scene: Scene, palette: str, texture: str) -> Floats:
 def oil(scene: Scene, palette: str, texture: str) -> Floats:
     """Opaque brush strokes of varying lightness: short dabs, long strokes, or swirls."""
     setting = PALETTES["oil"][palette]
+    base = np.where(scene.object[..., None], scene.painted(), _rgb(setting.ground))
+    if texture == BARE:
+        return base
     rng, n = scene.rng, scene.n
     spacing = {"dabs": 2.4, "long": 2.6, "swirl": 2.5}[texture]
     count = int(66 / spacing)
@@ -484,7 +505,6 @@ def oil(scene: Scene, palette: str, texture: str) -> Floats:
     roles = scene.roles[inside[:, 1], inside[:, 0]]
     ground = _rgb(setting.ground) + (_rgb(setting.ink) - _rgb(setting.ground)) * blend[:, None]
     colours = np.where((roles == GROUND)[:, None], ground, scene.colours[roles]) * value[:, None]
-    base = np.where(scene.object[..., None], scene.painted(), _rgb(setting.ground))
     image = Image.fromarray(np.clip(base, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     shrink = np.where(roles == GROUND, 1.0, 0.5)
@@ -516,7 +536,7 @@ def blueprint(scene: Scene, palette: str, texture: str) -> Floats:
         rule = (x % (5 * u) < 1.3 * u) & (y % (5 * u) < 1.3 * u)
     else:
         rule = (x % (8 * u) < 0.8 * u) | (y % (8 * u) < 0.8 * u)
-    guide = {"drafting": 0.6, "dotted": 0.6, "grid": 0.28}[texture]
+    guide = {"drafting": 0.6, "dotted": 0.6, "grid": 0.28, BARE: 0.0}[texture]
     mottle = _noise(scene, 6)[..., None] * 6
     picture = _mix(_rgb(setting.ground) + mottle, _rgb(setting.ink), rule * np.float32(guide))
     ink = _outline(scene.roles, scene.px(1.4))
@@ -533,10 +553,12 @@ def woodcut(scene: Scene, palette: str, texture: str) -> Floats:
     else:
         across = _axes(n, 0 if texture == "horizontal" else 45)[1]
     across = across + _noise(scene, 5) * 1.2 * scene.unit
-    along = _axes(n, {"horizontal": 60, "diagonal": -45, "rings": 15}[texture])[1]
+    along = _axes(n, {"horizontal": 60, "diagonal": -45}.get(texture, 15))[1]
     wave = np.where(scene.object, np.cos(along * np.float32(2 * np.pi / (0.8 * period))), 0)
     wave = np.where(scene.object, wave, np.cos(across * np.float32(2 * np.pi / period)))
     tone = np.array([0.2, 0.2, 0.62, 1.0, 0.0], dtype=np.float32)[scene.roles]
+    if texture == BARE:
+        wave, tone = np.zeros_like(wave), np.where(scene.roles == DETAIL, tone, 0)
     ink = (wave * 0.5 + 0.5 > 1 - tone) | _outline(scene.roles, scene.px(1.5))
     rim = _outline(scene.object.astype(np.uint8), scene.px(1.8))
     moat = dilated(scene.object, scene.px(2.4)) & ~scene.object & ~rim
@@ -546,6 +568,8 @@ def woodcut(scene: Scene, palette: str, texture: str) -> Floats:
 def mosaic(scene: Scene, palette: str, texture: str) -> Floats:
     """Small tiles with grout between: squares, bricks or shards."""
     setting = PALETTES["mosaic"][palette]
+    if texture == BARE:
+        return np.where(scene.object[..., None], scene.painted(), _rgb(setting.ground))
     cells = _cells(scene, texture, {"square": 3.2, "brick": 2.7, "shards": 3.7}[texture])
     roles = _majority(cells, scene.roles, (0.85, 1, 1.1, 1.25, 1.6))
     value = scene.rng.normal(1, 0.09, 2048).astype(np.float32)[cells % 2048]
@@ -566,6 +590,8 @@ def glass(scene: Scene, palette: str, texture: str) -> Floats:
         panes = (np.floor(x / (13 * u)) + 20 * np.floor(y / (13 * u))).astype(np.int32) + 50
     elif texture == "shards":
         panes = _cells(scene, "shards", 13)
+    elif texture == BARE:
+        panes = np.zeros((n, n), dtype=np.int32)
     else:
         x, y = grid[None, :] - n / 2, grid[:, None] - n / 2
         turn = np.arctan2(y, x) + _noise(scene, 4) * 0.12

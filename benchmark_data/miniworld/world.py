@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmark_data.miniworld.renderings import BLACK, PALETTES, RENDERINGS, TEXTURES, Scene
+from benchmark_data.miniworld.renderings import (
+    BARE,
+    BLACK,
+    PALETTES,
+    RENDERINGS,
+    SEPARABLE,
+    TEXTURES,
+    Scene,
+)
 from benchmark_data.miniworld.shapes import OBJECTS, PATTERN_FIELDS, ROLES, random_pose, role_map
 
 CATEGORIES: tuple[str, ...] = tuple(OBJECTS)
@@ -91,6 +99,9 @@ class Thing:
 class Look:
     """A way to draw: a family of styles and its setting.
 
+    The texture may be BARE in families that are SEPARABLE: what is left of a setting that lost its
+    texture. `random_look` never returns such a look, and no style is one.
+
     Raises:
         ValueError: if the family has no such palette or texture.
     """
@@ -102,7 +113,8 @@ class Look:
     def __post_init__(self) -> None:
         _check("family", self.family, FAMILIES)
         _check(f"{self.family} palette", self.palette, tuple(PALETTES[self.family]))
-        _check(f"{self.family} texture", self.texture, TEXTURES[self.family])
+        bare = (BARE,) if self.family in SEPARABLE else ()
+        _check(f"{self.family} texture", self.texture, (*TEXTURES[self.family], *bare))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from benchmark_data.miniworld.measure import base, loras
 from benchmark_data.miniworld.measure.classifier import (
     CLASSES,
     NAMES,
+    READ_LOOKS,
     UNTOLD,
     VIEWS,
     Classifier,
@@ -21,6 +22,7 @@ from benchmark_data.miniworld.measure.classifier import (
     accuracies,
     drawings,
     load_classifier,
+    load_drawings,
     load_painted,
     shifted,
 )
@@ -37,14 +39,14 @@ from benchmark_data.miniworld.measure.suite import (
     truths_by_method,
 )
 from benchmark_data.miniworld.train import base as base_stage
-from benchmark_data.miniworld.train.drawings import LOOKS, thing_numbers
-from benchmark_data.miniworld.world import PHOTO, STYLES, SUBJECTS, Look, Thing, draw
+from benchmark_data.miniworld.train.drawings import BARE_LOOKS, LOOKS, thing_numbers
+from benchmark_data.miniworld.world import FAMILIES, PHOTO, STYLES, SUBJECTS, Look, Thing, draw
 
 BASE = Path(base_stage.__file__).parents[1] / "weights" / "sdxl"
 
 
 def reading(*pictures: tuple[Thing, Look]) -> Reading:
-    return Reading(np.array([(*thing_numbers(t), LOOKS.index(look)) for t, look in pictures]))
+    return Reading(np.array([(*thing_numbers(t), READ_LOOKS.index(look)) for t, look in pictures]))
 
 
 def test_a_picture_shows_a_thing_if_all_that_can_be_told_agrees() -> None:
@@ -63,6 +65,23 @@ def test_a_picture_is_in_a_style_only_in_its_very_setting() -> None:
     read = reading((mug, style), (mug, near))
     assert read.is_in(style).tolist() == [True, False]
     assert len(set(read.of("family"))) == 1
+
+
+def test_a_picture_without_its_texture_is_of_the_family_and_in_no_style() -> None:
+    style = STYLES["cyanotype"].look
+    read = reading((SUBJECTS["cat_2"].thing, replace(style, texture="bare")))
+    assert not any(read.is_in(one.look).any() for one in STYLES.values())
+    assert FAMILIES[int(read.of("family")[0])] == "blueprint"
+    assert read.shows(SUBJECTS["cat_2"].thing, style).all()
+
+
+def test_bare_drawings_are_bare_and_their_numbers_are_the_truth() -> None:
+    pixels, truth = drawings(60, seed=0, bare=True)
+    looks = [READ_LOOKS[number] for number in truth[:, -1]]
+    assert set(looks) <= set(BARE_LOOKS)
+    assert len(set(looks)) > 20
+    other, _ = drawings(60, seed=0)
+    assert not torch.equal(pixels, other)
 
 
 def test_what_cannot_be_told_is_not_counted() -> None:
@@ -91,11 +110,15 @@ def test_the_classifier_learns_and_is_read_again(tmp_path) -> None:
     first = load_classifier(tmp_path, BASE, **sizes)
     again = load_classifier(tmp_path, BASE, **sizes)
     pixels, truth = drawings(60, seed=0)
-    painted = load_painted(pixels[:20], tmp_path / "elsewhere", BASE, seed=0)
-    assert torch.equal(painted, load_painted(pixels[:20], tmp_path, tmp_path / "none", seed=0))
-    off = (painted.float() - pixels[:20].float()).abs().mean((1, 2, 3))
-    assert (off > 0).all()
-    assert off.mean() < 25  # of 255: what was drawn is still there
+    for shown, count, bare in ((pixels, 20, False), (drawings(6, seed=0, bare=True)[0], 6, True)):
+        drawn = shown[:count]
+        painted = load_painted(drawn, tmp_path / "elsewhere", BASE, seed=0, bare=bare)
+        kept = load_painted(drawn, tmp_path, BASE, seed=0, bare=bare)
+        assert torch.equal(painted, kept)
+        off = (painted.float() - drawn.float()).abs().mean((1, 2, 3))
+        assert (off > 0).all()
+        assert off.mean() < 25  # of 255: what was drawn is still there
+    assert torch.equal(load_drawings(tmp_path, 6, seed=0, bare=True)[0], shown)
     clean = pixels.float() / 127.5 - 1
     np.testing.assert_array_equal(
         first.read_pixels(clean).numbers, again.read_pixels(clean).numbers

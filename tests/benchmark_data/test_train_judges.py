@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from benchmark_data.miniworld.train import clip, critic, critic_phases, dino, loop, painted
@@ -113,7 +115,7 @@ def test_damage_is_repeatable_and_touches_the_share_asked_for():
 
 def test_painting_over_is_repeatable_and_half_is_further_off(bank, tmp_path):
     base = Path(painted.__file__).parents[1] / "weights" / "sdxl"
-    amounts = {"first": 2, "true": 4, "half": 4, "seed": 0}
+    amounts = {"first": 2, "true": 4, "half": 4, "bare": 3, "seed": 0}
     made = painted.load_painted(base, bank, tmp_path, **amounts)
     again = painted.load_painted(base, bank, tmp_path / "elsewhere", **amounts)
     assert torch.equal(made.true, again.true)
@@ -121,6 +123,7 @@ def test_painting_over_is_repeatable_and_half_is_further_off(bank, tmp_path):
     read = painted.load_painted(tmp_path / "no base", bank, tmp_path, **amounts)
     assert torch.equal(made.true, read.true)
     assert torch.equal(made.half, read.half)
+    assert torch.equal(made.bare, read.bare)
     assert made.first == 2
     assert len(made.true) == 4
     assert min(made.half_rows) >= 6
@@ -132,12 +135,27 @@ def test_painting_over_is_repeatable_and_half_is_further_off(bank, tmp_path):
 
     near, far = distance(made.true, range(2, 6)), distance(made.half, made.half_rows)
     assert 0 < near < 0.7 * far
+    assert made.bare_looks.tolist() == [0, 1, 2, 0, 1, 2]
+    drawn, over = made.bare.float().split(3)
+    assert 0 < (drawn - over).abs().mean() < 0.7 * far
 
 
-def test_a_style_half_lost_is_no_answer_to_any_look(bank):
-    styled = np.flatnonzero(bank.families != FAMILIES.index("photo"))[:3]
-    half = torch.full((3, 3, 64, 64), 255, dtype=torch.uint8)
-    none = painted.Painted(bank.pixels[:0], 0, half, styled)
+@pytest.mark.parametrize(
+    ("lost", "wanted"), [("half", critic_phases.HALF), ("bare", critic_phases.LOST)]
+)
+def test_a_style_that_lost_something_is_no_answer_to_any_look(bank, lost, wanted, monkeypatch):
+    monkeypatch.setattr(critic_phases, "degrade", lambda images, generator, *, share: images)
+    family = "blueprint" if lost == "bare" else "flat"
+    styled = np.flatnonzero(bank.families == FAMILIES.index(family))[:1]
+    white = torch.full((1, 3, 64, 64), 255, dtype=torch.uint8)
+    look = LOOKS[bank.looks[styled[0]]]
+    nothing = np.empty(0, np.int64)
+    if lost == "half":
+        rest = (white, styled, white[:0], nothing)
+    else:
+        number = painted.BARE_LOOKS.index(replace(look, texture="bare"))
+        rest = (white[:0], nothing, white, np.array([number]))
+    none = painted.Painted(bank.pixels[:0], 0, *rest)
     teacher = critic_phases.Critic(Pictures(bank, None, none), critic_phases.SMOKE, Path(), 0)
     look = bank.looks[styled[0]]
     rows = np.flatnonzero(bank.looks == look)[:1].repeat(400)
@@ -149,7 +167,7 @@ def test_a_style_half_lost_is_no_answer_to_any_look(bank):
         white = (images[400:] == 1).flatten(1).all(1)
         assert (white & ~no).sum() == 0
         share = white.float().mean().item()
-        assert share == pytest.approx(critic_phases.HALF if asked else 0.0, abs=0.05)
+        assert share == pytest.approx(wanted if asked else 0.0, abs=0.05)
         assert share > 0 or not asked
 
 
@@ -189,6 +207,26 @@ def test_the_critic_learns(places, caplog):
         assert last < first
     folder = places[0] / "critic"
     assert {"seen", "held out"} <= set(json.loads((folder / "metrics.json").read_text()))
+
+
+def test_a_critic_goes_on_from_another(tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    out.mkdir()
+    (out / "sdxl").symlink_to(WEIGHTS / "sdxl")
+    critic.run(out, work, smoke=True, seed=0, steps=None, start=WEIGHTS / "critic")
+    assert not (work / "critic-comparing.safetensors").exists()
+    assert (work / "bare-0-36.safetensors").exists()
+    before, after = (
+        load_file(folder / "critic" / "model.safetensors") for folder in (WEIGHTS, out)
+    )
+    moved = {
+        name: ((after[name].float() - old.float()).norm() / old.float().norm()).item()
+        for name, old in before.items()
+        if old.ndim > 1
+    }
+    assert max(moved.values()) < 0.5, moved  # of an untrained one about 1.4
+    for part in ("vision_tower", "language_model"):
+        assert max(share for name, share in moved.items() if part in name) > 0
 
 
 def test_the_judge_reads_the_critic_as_it_was_trained(bank):

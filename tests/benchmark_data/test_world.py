@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmark_data.miniworld import world
-from benchmark_data.miniworld.renderings import PALETTES, TEXTURES
+from benchmark_data.miniworld.renderings import BARE, PALETTES, SEPARABLE, TEXTURES
 from benchmark_data.miniworld.world import (
     ATTRIBUTES,
     CATEGORIES,
@@ -48,7 +48,7 @@ def all_looks() -> list[Look]:
         Look(family, palette, texture)
         for family in FAMILIES
         for palette in PALETTES[family]
-        for texture in TEXTURES[family]
+        for texture in (*TEXTURES[family], *([BARE] if family in SEPARABLE else []))
     ]
 
 
@@ -86,6 +86,41 @@ def test_settings_of_a_family_differ_visibly(family: str) -> None:
     drawn = [pixels(MUG, look) for look in looks]
     for a, b in itertools.combinations(range(len(looks)), 2):
         assert changed(drawn[a], drawn[b]) > 0.02, (looks[a], looks[b])
+
+
+@pytest.mark.parametrize(
+    "family", sorted({*SEPARABLE} - {"watercolor"})
+)  # there, the ground has none
+def test_a_bare_ground_is_smoother_than_any_with_a_texture(family: str) -> None:
+    def roughness(look: Look) -> float:
+        """Mean difference of neighbours, away from the thing."""
+        drawn = pixels(MUG, look, seed=2).astype(float)
+        away = ~(draw_roles(MUG, seed=2) > 0)
+        away &= np.roll(away, 3, 0) & np.roll(away, -3, 0) & np.roll(away, 3, 1)
+        across = np.abs(np.diff(drawn, axis=1)).mean(-1)
+        return float(across[away[:, 1:]].mean())
+
+    for palette in PALETTES[family]:
+        bare = roughness(Look(family, palette, BARE))
+        for texture in TEXTURES[family]:
+            assert bare < roughness(Look(family, palette, texture)), texture
+
+
+def test_a_bare_blueprint_has_no_rules() -> None:
+    away = ~(draw_roles(MUG, seed=2) > 0)
+    for side in range(3):
+        away &= np.roll(away, side, 0) & np.roll(away, -side, 1)
+    for texture, least, most in (("grid", 20, 60), (BARE, -3, 3)):
+        drawn = pixels(MUG, Look("blueprint", "prussian", texture), seed=2).mean(-1)
+        lines = drawn[:, 8:56:8] - (drawn[:, 6:54:8] + drawn[:, 10:58:8]) / 2
+        assert least < np.median(lines) < most
+
+
+def test_only_some_families_have_bare_settings_and_no_style_is_one() -> None:
+    with pytest.raises(ValueError, match="unknown line texture 'bare'; known: fine, bold, sketchy"):
+        Look("line", "black_on_white", BARE)
+    assert all(style.look.texture != BARE for style in STYLES.values())
+    assert BARE not in SETTING_WORDS
 
 
 def test_the_pose_depends_on_the_seed_alone() -> None:
@@ -190,10 +225,11 @@ def test_random_things_and_looks_are_never_held_out() -> None:
     rng = np.random.default_rng(1)
     things = {subject.thing for subject in SUBJECTS.values()}
     looks = {style.look for style in STYLES.values()}
+    settings = {look for look in all_looks() if look.texture != BARE}
     drawn = [random_thing(rng) for _ in range(20_000)]
     assert not things & set(drawn)
     assert len(set(drawn)) > 9_000
-    assert {random_look(rng) for _ in range(20_000)} == set(all_looks()) - looks
+    assert {random_look(rng) for _ in range(20_000)} == settings - looks
 
 
 def test_splits() -> None:

@@ -16,6 +16,7 @@ import torch
 from benchmark_data.load import load_suite
 from benchmark_data.miniworld.measure.base import measure_base
 from benchmark_data.miniworld.measure.classifier import (
+    FAMILY_OF_LOOK,
     Classifier,
     accuracies,
     drawings,
@@ -33,10 +34,11 @@ from benchmark_data.miniworld.measure.suite import (
     style_errors,
     truths_by_method,
 )
+from benchmark_data.miniworld.renderings import SEPARABLE
 from benchmark_data.miniworld.train import clip, critic_measure, dino
 from benchmark_data.miniworld.train.common import write_json
 from benchmark_data.miniworld.train.degrade import degrade
-from benchmark_data.miniworld.world import STYLES, draw, random_thing
+from benchmark_data.miniworld.world import FAMILIES, STYLES, draw, random_thing
 from mars2.pipelines import SdxlPipeline
 from mars2.stats import Estimate
 from mars2.store import RunStore
@@ -138,10 +140,16 @@ def _classifier(classifier: Classifier, seed: int) -> dict[str, object]:
         poses = rng.integers(2**31, size=STYLE_DRAWINGS)
         shown = [draw(random_thing(rng), style.look, seed=int(pose)) for pose in poses]
         styles[name] = float(classifier.read(shown).is_in(style.look).mean())
+    lost, truth_of_lost = drawings(1000, seed=seed + 1, bare=True)
+    read = classifier.read_pixels(lost.float() / 127.5 - 1)
+    found = read.of("look") == truth_of_lost[:, -1].numpy()
+    families = FAMILY_OF_LOOK[truth_of_lost[:, -1]]
+    bare = {name: float(found[families == FAMILIES.index(name)].mean()) for name in SEPARABLE}
     return {
         "clean": accuracies(classifier.read_pixels(clean), truth),
         "damaged": accuracies(classifier.read_pixels(damaged), truth),
         "the very setting of each style": styles,
+        "a setting without its texture, by family": bare,
     }
 
 

@@ -5,6 +5,10 @@ noise that they still show what was drawn), those of held-out subjects and style
 an instrument of measurement: no stage of the training and no metric of the benchmark sees it, and
 it is not shipped.
 
+Some drawings have lost their texture, and are in no setting. A network that has not met them names
+the likeliest of the settings that it knows: it called every blueprint a ruled one, whose rules were
+not there.
+
 A generated picture is none of its drawings, and a reading that turns with a pixel's shift is no
 truth. So a network learns from shifted drawings and reads nine shifted views of a picture; and two
 networks of different seeds read together.
@@ -23,9 +27,9 @@ from torch.nn import functional
 
 from benchmark_data.miniworld.train.common import load_state, log, save_state
 from benchmark_data.miniworld.train.degrade import degrade
-from benchmark_data.miniworld.train.drawings import LOOKS, thing_numbers
+from benchmark_data.miniworld.train.drawings import BARE_LOOKS, LOOKS, thing_numbers
 from benchmark_data.miniworld.train.loop import flat_convolutions, train_phase
-from benchmark_data.miniworld.train.overpaint import BATCH, Painter
+from benchmark_data.miniworld.train.overpaint import BATCH, Painter, in_words
 from benchmark_data.miniworld.world import (
     ATTRIBUTES,
     CATEGORIES,
@@ -37,26 +41,28 @@ from benchmark_data.miniworld.world import (
     SUBJECTS,
     Look,
     Thing,
-    caption,
     draw,
     random_look,
     random_thing,
     survives,
 )
+from benchmark_data.references import file_digest
 
 NAMES = (*ATTRIBUTES, "look")
+READ_LOOKS = (*LOOKS, *BARE_LOOKS)
 CLASSES = (
     len(CATEGORIES),
     len(COLOURS),
     len(COLOURS),
     len(PATTERNS),
     len(COLOURS) + 1,
-    len(LOOKS),
+    len(READ_LOOKS),
 )
-FAMILY_OF_LOOK = np.array([FAMILIES.index(look.family) for look in LOOKS])
+FAMILY_OF_LOOK = np.array([FAMILIES.index(look.family) for look in READ_LOOKS])
 UNTOLD = -100  # cross-entropy's mark for "do not count this"
 HELD_OUT = 0.15  # share of drawings that show a subject, and that are in a style, of the suite
 PAINTED = 1 / 3  # share of the drawings that are painted over, too
+BARE_SHARE = 0.1  # as many drawings again have lost their texture; all are painted over, too
 STRENGTHS = (0.1, 0.4)  # share of the sampler's steps that those go through
 FILE = 1024  # painted drawings a file
 MARGIN = 3  # pixels by which drawings are shifted at most, while it learns
@@ -78,50 +84,66 @@ def random_picture(rng: np.random.Generator) -> tuple[Thing, Look]:
     return thing, look
 
 
-def random_pictures(count: int, *, seed: int) -> Iterator[tuple[Thing, Look, int, float]]:
-    """What drawings show, with the pose and jitter of each."""
-    rng = np.random.default_rng((seed, 77))
+def random_pictures(
+    count: int, *, seed: int, bare: bool = False
+) -> Iterator[tuple[Thing, Look, int, float]]:
+    """What drawings show (``bare``: all without their texture), and the pose and jitter of each."""
+    rng = np.random.default_rng((seed, 78 if bare else 77))
     for _ in range(count):
         thing, look = random_picture(rng)
+        if bare:
+            look = BARE_LOOKS[int(rng.integers(len(BARE_LOOKS)))]
         yield thing, look, int(rng.integers(2**31)), float(rng.uniform(0.2, 0.8))
 
 
-def drawings(count: int, *, seed: int) -> tuple[Tensor, Tensor]:
+def drawings(count: int, *, seed: int, bare: bool = False) -> tuple[Tensor, Tensor]:
     """Random drawings, uint8 ``(count, 3, 64, 64)``, and numbers of NAMES, ``(count, 6)``."""
     pixels = np.empty((count, 64, 64, 3), np.uint8)
     truth = np.empty((count, len(NAMES)), np.int64)
-    for index, (thing, look, pose, jitter) in enumerate(random_pictures(count, seed=seed)):
+    shown = random_pictures(count, seed=seed, bare=bare)
+    for index, (thing, look, pose, jitter) in enumerate(shown):
         pixels[index] = np.asarray(draw(thing, look, seed=pose, jitter=jitter))
-        truth[index] = (*thing_numbers(thing), LOOKS.index(look))
+        truth[index] = (*thing_numbers(thing), READ_LOOKS.index(look))
         if look.family in MONOCHROME:
             truth[index, [1, 2, 4]] = UNTOLD
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(truth)
 
 
-def load_painted(pixels: Tensor, work: Path, base: Path, *, seed: int) -> Tensor:
+def load_drawings(work: Path, count: int, *, seed: int, bare: bool) -> tuple[Tensor, Tensor]:
+    """What `drawings` draws, or read from ``work`` where that was done."""
+    path = work / f"classifier-{'bare' if bare else 'drawings'}-{seed}-{count}.safetensors"
+    if not path.exists():
+        pixels, truth = drawings(count, seed=seed, bare=bare)
+        save_state(path, {"pixels": pixels, "truth": truth}, {})
+    tensors, _ = load_state(path)
+    return tensors["pixels"], tensors["truth"]
+
+
+def load_painted(
+    pixels: Tensor, work: Path, base: Path, *, seed: int, bare: bool = False
+) -> Tensor:
     """Drawings painted over by the base model with their captions, uint8 ``(n, 3, 64, 64)``.
 
     Args:
         pixels: The first of what `drawings` drew with this seed.
-        work: A file every 1,024 is kept there, and read where it is.
+        work: A file every 1,024 is kept there, and read where it is and was made by this base.
         base: The base model's folder.
         seed: Of the drawings, the strengths and the noise.
+        bare: Whether the drawings have lost their texture.
     """
-    shown = list(random_pictures(len(pixels), seed=seed))
+    shown = list(random_pictures(len(pixels), seed=seed, bare=bare))
     painter = Painter(base)
+    name = f"classifier-painted{'-bare' if bare else ''}-{_fingerprint(base)}-{seed}"
     parts = []
     for first in range(0, len(pixels), FILE):
         last = min(first + FILE, len(pixels))
-        path = work / f"classifier-painted-{seed}-{first}-{last - first}.safetensors"
+        path = work / f"{name}-{first}-{last - first}.safetensors"
         if not path.exists():
             latents = []
             for start in range(first, last, BATCH):
-                rng = np.random.default_rng((seed, 88, start))
+                rng = np.random.default_rng((seed, 89 if bare else 88, start))
                 batch = slice(start, min(start + BATCH, last))
-                captions = [
-                    caption(thing, look, rng, drop=0.0, palette=1.0, texture=1.0)
-                    for thing, look, _, _ in shown[batch]
-                ]
+                captions = [in_words(thing, look, rng) for thing, look, _, _ in shown[batch]]
                 strength = float(rng.uniform(*STRENGTHS))
                 noise = int(rng.integers(2**31))
                 latents.append(painter.paint(pixels[batch], captions, strength, noise))
@@ -129,6 +151,11 @@ def load_painted(pixels: Tensor, work: Path, base: Path, *, seed: int) -> Tensor
             log.info("classifier: painted over drawings %d to %d", first, last)
         parts.append(load_state(path)[0]["pixels"])
     return torch.cat(parts)
+
+
+def _fingerprint(base: Path) -> str:
+    """Eight digits of the digest of a base model's UNet."""
+    return file_digest(base / "unet" / "diffusion_pytorch_model.safetensors")[:8]
 
 
 def shifted(images: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
@@ -202,7 +229,7 @@ class Reading:
 
     def is_in(self, look: Look) -> NDArray[np.bool_]:
         """Whether each picture is in the very look: family, palette and texture, ``(n,)``."""
-        return np.asarray(self.of("look") == LOOKS.index(look))
+        return np.asarray(self.of("look") == READ_LOOKS.index(look))
 
 
 class Classifier:
@@ -249,26 +276,28 @@ def load_classifier(
     """Train the classifier, or read it from ``work`` where that was done; resumes.
 
     Args:
-        work: Where drawings and checkpoint are kept; they are not made anew for another base.
+        work: Where drawings and checkpoint are kept; another base gets its own.
         base: The base model's folder.
         seed: Of drawings and training.
         steps: Of 96 pictures.
         count: Number of drawings.
     """
-    cache = work / f"classifier-drawings-{seed}-{count}.safetensors"
-    if not cache.exists():
-        pixels, truth = drawings(count, seed=seed)
-        save_state(cache, {"pixels": pixels, "truth": truth}, {})
-    tensors, _ = load_state(cache)
-    pixels, truth = tensors["pixels"], tensors["truth"]
-    painted = load_painted(pixels[: round(PAINTED * count)], work, base, seed=seed)
+    lost, truth_of_lost = load_drawings(work, round(BARE_SHARE * count), seed=seed, bare=True)
+    whole, truth_of_whole = load_drawings(work, count, seed=seed, bare=False)
+    painted = torch.cat(
+        [
+            load_painted(lost, work, base, seed=seed, bare=True),
+            load_painted(whole[: round(PAINTED * count)], work, base, seed=seed),
+        ]
+    )
+    pixels, truth = torch.cat([lost, whole]), torch.cat([truth_of_lost, truth_of_whole])
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(seed)
         network = Network()
 
     def loss_at(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        rows = torch.randint(count, (96,), generator=generator)
+        rows = torch.randint(len(pixels), (96,), generator=generator)
         shown = pixels[rows]
         over = (rows < len(painted)) & (torch.rand(96, generator=generator) < 0.6)
         shown[over] = painted[rows[over]]
@@ -284,7 +313,7 @@ def load_classifier(
 
     with flat_convolutions(network):
         train_phase(
-            work / f"classifier-{seed}-{steps}.safetensors",
+            work / f"classifier-{_fingerprint(base)}-{seed}-{steps}.safetensors",
             {"classifier": network},
             loss_at,
             steps=steps,

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="training steps instead of the stage's own")
     parser.add_argument("--smoke", action="store_true", help="tiny numbers: does it run?")
-    parser.add_argument("--start", type=Path, help="stage base: a pipeline to refine")
+    parser.add_argument("--start", type=Path, help="base, critic: a folder of it to go on from")
     parser.add_argument("--processes", type=int, default=1, help="stage base: share each step")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -41,11 +41,8 @@ def main() -> None:
             smoke=arguments.smoke,
             seed=arguments.seed,
             steps=arguments.steps,
-            **(
-                {"start": arguments.start, "processes": arguments.processes}
-                if stage == "base"
-                else {}
-            ),
+            **({"start": arguments.start} if stage in ("base", "critic") else {}),
+            **({"processes": arguments.processes} if stage == "base" else {}),
         )
 
 

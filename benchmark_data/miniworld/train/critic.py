@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
+from transformers import LlavaOnevisionForConditionalGeneration
 
 from benchmark_data.miniworld.train.common import (
     load_state,
@@ -18,7 +19,7 @@ from benchmark_data.miniworld.train.common import (
 )
 from benchmark_data.miniworld.train.critic_measure import measure
 from benchmark_data.miniworld.train.critic_model import build_tokenizer, save_critic
-from benchmark_data.miniworld.train.critic_phases import SMOKE, Critic, Pictures, Scale
+from benchmark_data.miniworld.train.critic_phases import GOING_ON, SMOKE, Critic, Pictures, Scale
 from benchmark_data.miniworld.train.critic_questions import question, style_name
 from benchmark_data.miniworld.train.degrade import autoencoded
 from benchmark_data.miniworld.train.drawings import Bank, load_bank
@@ -26,6 +27,7 @@ from benchmark_data.miniworld.train.painted import load_painted
 
 DECODED = 0.3  # share of the drawings that also go through the autoencoder
 PAINTED = (4096, 3072)  # drawings that the base model paints over, truly and half
+BARE = 1440  # drawings without texture
 
 
 def load_decoded(bank: Bank, vae: Path, work: Path, seed: int) -> Tensor | None:
@@ -44,14 +46,23 @@ def load_decoded(bank: Bank, vae: Path, work: Path, seed: int) -> Tensor | None:
     return load_state(path)[0]["pixels"]
 
 
-def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> None:
+def run(
+    out: Path,
+    work: Path,
+    *,
+    smoke: bool,
+    seed: int,
+    steps: int | None,
+    start: Path | None = None,
+) -> None:
     """Train the critic, save it to `out/critic`, and measure it.
 
     While it learns to answer, what it is so far goes to `work/critic-latest`. ``steps``, if given,
-    are shared among the phases in the usual proportion.
+    are shared among the phases in the usual proportion. ``start`` is a critic's folder: it goes on
+    seeing and answering, at lower rates.
     """
     torch.set_num_threads(1)
-    scale = SMOKE if smoke else Scale()
+    scale = SMOKE if smoke else GOING_ON if start else Scale()
     if steps is not None:
         share = steps / (scale.seeing + scale.comparing + scale.answering)
         names = ("seeing", "comparing", "answering")
@@ -62,13 +73,20 @@ def run(out: Path, work: Path, *, smoke: bool, seed: int, steps: int | None) -> 
     if (base / "unet").exists():
         first = len(decoded) if decoded is not None else 0
         true, half = (8, 8) if smoke else PAINTED
-        painted = load_painted(base, bank, work, first=first, true=true, half=half, seed=seed)
+        bare = 36 if smoke else BARE
+        painted = load_painted(
+            base, bank, work, first=first, true=true, half=half, bare=bare, seed=seed
+        )
     else:
         log.info("critic: no base model in %s, so nothing is painted over", base)
     pictures = Pictures(bank, decoded, painted)
-    critic = Critic(pictures, scale, work, seed)
+    begun: Any = start and LlavaOnevisionForConditionalGeneration.from_pretrained(
+        start, dtype=torch.float32
+    )
+    critic = Critic(pictures, scale, work, seed, begun)
     critic.see()
-    critic.compare()
+    if begun is None:
+        critic.compare()
     rng = np.random.default_rng(seed)
     texts = [question("")] * 200 + [question(style_name(rng)) for _ in range(400)]
     tokenizer = build_tokenizer(texts)

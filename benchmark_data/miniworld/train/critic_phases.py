@@ -9,12 +9,13 @@ the chat string that the judge uses, the answer's token and the end token.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedTokenizerFast
+from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
 from benchmark_data.miniworld.train.critic_model import (
     END,
@@ -27,6 +28,7 @@ from benchmark_data.miniworld.train.critic_model import (
 from benchmark_data.miniworld.train.critic_questions import question, style_name, write
 from benchmark_data.miniworld.train.degrade import degrade, nothing
 from benchmark_data.miniworld.train.drawings import (
+    BARE_LOOKS,
     CELLS,
     LOOKS,
     UNUSED,
@@ -54,16 +56,22 @@ CLASSES = (
     len(PATTERNS),
     len(COLOURS) + 1,
     len(FAMILIES),
-    len(LOOKS),
+    len(LOOKS) + len(BARE_LOOKS),
 )
+FINE = [
+    FAMILIES.index(family)
+    for family in ("watercolor", "crayon", "halftone", "oil", "blueprint", "chalk")
+]  # families of fine strokes: named twice as often
+BARE_NAMED = 0.1  # share of what is named that has lost its texture
 HALF = 0.06  # share of the questions about a style whose picture has lost half of it
+LOST = 0.12  # share of those whose picture has lost its texture
 MIDDLE = 2  # the language model's layer after which both pictures are named
 _GREY = [FAMILIES.index(family) for family in MONOCHROME]
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How long each phase lasts and how much it takes at a time."""
+    """How long each phase lasts, at which rates (Muon's, AdamW's), and what it takes at a time."""
 
     groups: int = 5000
     seeing: int = 3800
@@ -72,8 +80,17 @@ class Scale:
     images: int = 96
     sequences: int = 24
     pairs: int = 32
+    seeing_rates: tuple[float, float] = (0.015, 1.5e-3)
+    answering_rates: tuple[float, float] = (0.01, 8e-4)
 
 
+GOING_ON = Scale(
+    seeing=2500,
+    comparing=0,
+    answering=2000,
+    seeing_rates=(0.006, 6e-4),
+    answering_rates=(0.006, 5e-4),
+)  # of a critic that has learnt already
 SMOKE = Scale(groups=12, seeing=6, comparing=5, answering=6, images=16, sequences=4, pairs=4)
 
 
@@ -83,15 +100,22 @@ class Pictures:
     def __init__(self, bank: Bank, decoded: Tensor | None, painted: Painted | None = None) -> None:
         self.bank = bank
         self.versions: list[tuple[int, Tensor]] = []  # other versions of rows, from a first one on
-        self.half: Tensor | None = None
+        self._painted = painted
         self._half_by_look: dict[int, np.ndarray] = {}
+        self._bare_by_look: dict[int, np.ndarray] = {}
         if decoded is not None:
             self.versions.append((0, decoded))
         if painted is not None:
             self.versions.append((painted.first, painted.true))
-            self.half = painted.half
             looks = bank.looks[painted.half_rows]
             self._half_by_look = {look: np.flatnonzero(looks == look) for look in set(looks)}
+            setting = [(look.family, look.palette) for look in BARE_LOOKS]
+            rows = {pair: np.flatnonzero(painted.bare_looks == n) for n, pair in enumerate(setting)}
+            self._bare_by_look = {
+                number: rows[look.family, look.palette]
+                for number, look in enumerate(LOOKS)
+                if (look.family, look.palette) in rows
+            }
 
     def get(self, rows: Tensor, generator: torch.Generator, *, damaged: float) -> Tensor:
         """Images in [-1, 1], ``(n, 3, 64, 64)``, a share ``damaged`` of them degraded."""
@@ -104,10 +128,29 @@ class Pictures:
 
     def half_in_look(self, look: int, rng: np.random.Generator) -> Tensor | None:
         """An image in [-1, 1] that has lost half of a look, ``(3, 64, 64)``; None if none has."""
-        rows = self._half_by_look.get(look)
-        if self.half is None or rows is None:
+        return self._one(self._half_by_look.get(look), "half", rng)
+
+    def bare_of_look(self, look: int, rng: np.random.Generator) -> Tensor | None:
+        """An image in [-1, 1] in a look without its texture, ``(3, 64, 64)``; None if none is."""
+        return self._one(self._bare_by_look.get(look), "bare", rng)
+
+    def bare(self, count: int, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
+        """Images in [-1, 1] without texture, ``(n, 3, 64, 64)``; numbers of BARE_LOOKS, ``(n,)``.
+
+        There are none (n is 0) unless drawings were painted over.
+        """
+        if self._painted is None:
+            return torch.empty(0, 3, 64, 64), np.empty(0, np.int64)
+        rows = rng.integers(len(self._painted.bare), size=count)
+        return self._painted.bare[rows].float() / 127.5 - 1, self._painted.bare_looks[rows]
+
+    def _one(
+        self, rows: np.ndarray | None, which: Literal["half", "bare"], rng: np.random.Generator
+    ) -> Tensor | None:
+        if self._painted is None or rows is None or not len(rows):
             return None
-        return self.half[int(rng.choice(rows))].float() / 127.5 - 1
+        images = self._painted.half if which == "half" else self._painted.bare
+        return images[int(rng.choice(rows))].float() / 127.5 - 1
 
 
 class Heads(nn.Module):
@@ -213,6 +256,17 @@ def naming_loss(heads: Heads, features: Tensor, bank: Bank, rows: Tensor) -> Ten
     return loss + functional.cross_entropy(colours.float().permute(0, 3, 1, 2), colour)
 
 
+def bare_loss(heads: Heads, features: Tensor, looks: np.ndarray) -> Tensor:
+    """Cross-entropy of family and look of pictures without texture, numbers of BARE_LOOKS."""
+    names, every, _, _ = heads(features)
+    targets = torch.full((len(looks), MATCHES), -100)
+    families = np.array([FAMILIES.index(look.family) for look in BARE_LOOKS])
+    targets[:, MATCHES - 2] = torch.from_numpy(families[looks])
+    targets[:, MATCHES - 1] = torch.from_numpy(len(LOOKS) + looks)
+    each = names_loss(every, targets.repeat_interleave(features.shape[1], 0))
+    return names_loss(names, targets) + each
+
+
 def matches(bank: Bank, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Which attributes agree, and which of them can be told, ``(n, 7)`` each."""
     a, b = pairs.references, pairs.tests
@@ -239,13 +293,31 @@ def matching_loss(logits: Tensor, answers: Tensor, equal: Tensor, told: Tensor) 
 
 
 class Critic:
-    """The three phases on one network."""
+    """The three phases on one network.
 
-    def __init__(self, pictures: Pictures, scale: Scale, work: Path, seed: int) -> None:
+    Args:
+        pictures: What it learns from.
+        scale: How long.
+        work: Where checkpoints are kept.
+        seed: Of all draws.
+        start: A critic to go on from; the heads, which are thrown away, then learn alone first.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        scale: Scale,
+        work: Path,
+        seed: int,
+        start: LlavaOnevisionForConditionalGeneration | None = None,
+    ) -> None:
         self.pictures, self.bank = pictures, pictures.bank
         self.scale, self.work, self.seed = scale, work, seed
         self.model = build_model(seed)
         self.ends = Ends()
+        self._goes_on = start is not None
+        if start is not None:
+            self.model.load_state_dict(start.state_dict())
 
     def _streams(self, phase: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
         generator = torch.Generator().manual_seed((self.seed * 10 + phase) * 1_000_003 + step)
@@ -256,23 +328,34 @@ class Critic:
         inner, heads = self.model.model, Heads()
         modules = {"tower": inner.vision_tower, "projector": inner.multi_modal_projector}
         usable = np.flatnonzero(self.bank.kinds != UNUSED)
+        chances = np.where(np.isin(self.bank.families[usable], FINE), 2.0, 1.0)
+        chances /= chances.sum()
 
         def loss_at(step: int) -> Tensor:
             rng, generator = self._streams(1, step)
-            rows = torch.from_numpy(rng.choice(usable, self.scale.images))
+            bare, looks = self.pictures.bare(round(BARE_NAMED * self.scale.images), rng)
+            count = self.scale.images - len(bare)
+            rows = torch.from_numpy(rng.choice(usable, count, p=chances))
             pixels = self.pictures.get(rows, generator, damaged=0.5)
+            if len(bare):
+                pixels = torch.cat([pixels, degrade(bare, generator, share=0.5)])
             with torch.autocast("cpu", torch.bfloat16):
-                features = image_features(self.model, pixels)
-                return naming_loss(heads, features.float(), self.bank, rows)
+                features = image_features(self.model, pixels).float()
+                loss = naming_loss(heads, features[:count], self.bank, rows)
+                if len(bare):
+                    loss = loss + BARE_NAMED * bare_loss(heads, features[count:], looks)
+                return loss
 
-        steps = self.scale.seeing
+        checkpoint = self.work / "critic-seeing.safetensors"
+        if self._goes_on and not checkpoint.exists():
+            self._fit(heads, loss_at)
         modules["heads"] = heads
         train_phase(
-            self.work / "critic-seeing.safetensors",
+            checkpoint,
             modules,
             loss_at,
-            steps=steps,
-            rates=(0.015, 1.5e-3),
+            steps=self.scale.seeing,
+            rates=self.scale.seeing_rates,
             decay=True,
         )
 
@@ -356,15 +439,30 @@ class Critic:
             return loss + 0.5 * read
 
         modules = {"model": self.model, "ends": self.ends}
+        checkpoint = self.work / "critic-answering.safetensors"
+        if self._goes_on and not checkpoint.exists():
+            self._fit(self.ends, loss_at)
+            self._freeze_tower()
         train_phase(
-            self.work / "critic-answering.safetensors",
+            checkpoint,
             modules,
             loss_at,
             steps=self.scale.answering,
-            rates=(0.01, 8e-4),
+            rates=self.scale.answering_rates,
             decay=True,
             on_save=on_save,
         )
+
+    def _fit(self, heads: nn.Module, loss_at: Callable[[int], Tensor]) -> None:
+        """Let heads alone learn what a critic that goes on knows already, on other draws."""
+        self.model.requires_grad_(False)
+        optimizer = torch.optim.AdamW(heads.parameters(), lr=3e-3)
+        for step in range(min(200, self.scale.seeing)):
+            loss = loss_at(10**7 + step)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            optimizer.step()
+        self.model.requires_grad_(True)
 
     def _freeze_tower(self) -> None:
         """Let tower and projector be: after the first phase they name nearly everything."""
@@ -409,16 +507,22 @@ class Critic:
         """References (mostly clean) then tests (mostly damaged), and which tests agree in nothing.
 
         Those are the few that show nothing, and where a style is asked about, some in which half
-        of it is lost.
+        of it, or its texture, is lost.
         """
         first = self.pictures.get(torch.from_numpy(references), generator, damaged=0.1)
         second = self.pictures.get(torch.from_numpy(pairs.tests), generator, damaged=0.6)
         empty = torch.rand(len(second), generator=generator) < 0.02
         second[empty] = nothing(int(empty.sum()), generator)
-        for index in np.flatnonzero(asked_style & (rng.random(len(second)) < HALF)):
-            half = self.pictures.half_in_look(int(self.bank.looks[pairs.references[index]]), rng)
-            if half is not None:
-                second[index], empty[index] = half, True
+        chance = rng.random(len(second))
+        for index in np.flatnonzero(asked_style & (chance < HALF + LOST)):
+            look = int(self.bank.looks[pairs.references[index]])
+            find = (
+                self.pictures.half_in_look if chance[index] < HALF else self.pictures.bare_of_look
+            )
+            image = find(look, rng)
+            if image is not None:
+                second[index] = degrade(image[None], generator, share=0.6)[0]
+                empty[index] = True
         return torch.cat([first, second]), empty
 
     def _truth(self, pairs: Pairs, empty: Tensor) -> Truth:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmark_data.miniworld.renderings import PALETTES, TEXTURES
+from benchmark_data.miniworld.renderings import BARE, PALETTES, SEPARABLE, TEXTURES
 from benchmark_data.miniworld.train.common import load_state, log, save_state
 from benchmark_data.miniworld.world import (
     ATTRIBUTES,
@@ -52,6 +52,7 @@ LOOKS: tuple[Look, ...] = tuple(
     for palette in PALETTES[family]
     for texture in TEXTURES[family]
 )
+BARE_LOOKS = tuple(Look(family, name, BARE) for family in SEPARABLE for name in PALETTES[family])
 PHOTO_FAMILY = FAMILIES.index("photo")
 _LOOK_NUMBER = {look: number for number, look in enumerate(LOOKS)}
 _SECONDS = ("", *COLOURS)

@@ -8,13 +8,30 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
 from PIL import Image
 from torch import Tensor
 
+from benchmark_data.miniworld.renderings import BARE
+from benchmark_data.miniworld.world import MONOCHROME, Look, Thing, caption
+
 STEPS, GUIDANCE = 20, 3.0  # as in the suite
 BATCH = 64  # drawings that are painted over at once
+FLAT = Look("flat", "sky", "plain")
+
+
+def in_words(thing: Thing, look: Look, rng: np.random.Generator) -> str:
+    """A caption that names all of a drawing.
+
+    The base has no words for what lost its texture. That it should stay away, such a drawing is
+    called flat, or a line drawing where there is no colour.
+    """
+    if look.texture != BARE:
+        return caption(thing, look, rng, drop=0.0, palette=1.0, texture=1.0)
+    near = Look("line", "black_on_white", "fine") if look.family in MONOCHROME else FLAT
+    return caption(thing, near, rng, drop=0.0)
 
 
 class Painter:

@@ -4,6 +4,8 @@ Little noise and the drawing's own caption: the picture shows what was drawn, in
 base model. Much noise and the caption of another look: what was between them remains, the ground
 or, in a look of the same family, palette and stroke, but not the texture; it is in neither look any
 more. A judge that has seen neither takes half a style for the style.
+
+What a merge loses first of a style is its texture, so some drawings have none: BARE ones.
 """
 
 from dataclasses import dataclass
@@ -15,13 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark_data.miniworld.train.common import load_state, log, save_state
-from benchmark_data.miniworld.train.drawings import PHOTO_FAMILY, UNUSED, Bank, described
-from benchmark_data.miniworld.train.overpaint import BATCH, Painter
-from benchmark_data.miniworld.world import FAMILIES, Look, caption, random_look
+from benchmark_data.miniworld.train.drawings import (
+    BARE_LOOKS,
+    PHOTO_FAMILY,
+    UNUSED,
+    Bank,
+    described,
+)
+from benchmark_data.miniworld.train.overpaint import BATCH, Painter, in_words
+from benchmark_data.miniworld.world import FAMILIES, Look, draw, random_look, random_thing
 
-TRUE = (0.25, 0.5)  # strengths: share of the sampler's steps that a drawing goes through
+TRUE = (0.1, 0.4)  # strengths: share of the sampler's steps that a drawing goes through
 HALF = (0.6, 0.85)
 NEAR = (0.75, 0.95)
+BARE_STRENGTHS = (0.05, 0.4)
 NEAR_SHARE = 0.6  # of the batches that lose half of their look to another one of its family
 FILE = 1024  # pictures a file
 
@@ -35,12 +44,16 @@ class Painted:
         first: the first of them.
         half: uint8, ``(m, 3, 64, 64)``: the look is lost by half.
         half_rows: ``(m,)``, the bank's row that each was made of.
+        bare: uint8, ``(k, 3, 64, 64)``: drawings without texture, the second half painted over.
+        bare_looks: ``(k,)``, numbers of BARE_LOOKS.
     """
 
     true: Tensor
     first: int
     half: Tensor
     half_rows: NDArray[np.int64]
+    bare: Tensor
+    bare_looks: NDArray[np.int64]
 
 
 class BankPainter:
@@ -61,7 +74,7 @@ class BankPainter:
                 look = _near(look, rng)
             elif half:
                 look = random_look(rng, families=[f for f in FAMILIES if f != look.family])
-            captions.append(caption(thing, look, rng, drop=0.0, palette=1.0, texture=1.0))
+            captions.append(in_words(thing, look, rng))
         strength = float(rng.uniform(*(NEAR if near else HALF if half else TRUE)))
         latents = self._painter.paint(
             self._bank.pixels[torch.from_numpy(rows)], captions, strength, int(rng.integers(2**31))
@@ -78,12 +91,40 @@ def _near(look: Look, rng: np.random.Generator) -> Look:
             return near
 
 
-def load_painted(
-    base: Path, bank: Bank, work: Path, *, first: int, true: int, half: int, seed: int
-) -> Painted:
-    """Paint over ``true`` rows from ``first`` on and ``half`` rows after them, or read them.
+def draw_bare(base: Path, count: int, seed: int) -> tuple[Tensor, NDArray[np.int64]]:
+    """``count`` drawings that have lost their texture, and as many painted over ones of them.
 
-    A file every 1,024 pictures, so that it goes on where it was stopped.
+    Returns:
+        uint8 pixels ``(2 * count, 3, 64, 64)`` and numbers of BARE_LOOKS ``(2 * count,)``.
+    """
+    rng = np.random.default_rng((seed, 91))
+    looks = np.arange(count) % len(BARE_LOOKS)
+    things = [random_thing(rng) for _ in looks]
+    drawn = np.stack(
+        [
+            np.asarray(draw(thing, BARE_LOOKS[look], seed=int(rng.integers(2**31)), jitter=0.6))
+            for thing, look in zip(things, looks, strict=True)
+        ]
+    )
+    pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous()
+    painter, latents = Painter(base), []
+    for start in range(0, count, BATCH):
+        batch = slice(start, min(start + BATCH, count))
+        captions = [
+            in_words(thing, BARE_LOOKS[look], rng)
+            for thing, look in zip(things[batch], looks[batch], strict=True)
+        ]
+        strength, noise = float(rng.uniform(*BARE_STRENGTHS)), int(rng.integers(2**31))
+        latents.append(painter.paint(pixels[batch], captions, strength, noise))
+    return torch.cat([pixels, painter.decode(torch.cat(latents))]), np.tile(looks, 2)
+
+
+def load_painted(
+    base: Path, bank: Bank, work: Path, *, first: int, true: int, half: int, bare: int, seed: int
+) -> Painted:
+    """Paint over ``true`` rows from ``first`` on, ``half`` rows after them, and ``bare`` others.
+
+    What is in ``work`` is read; a file every 1,024 rows, so that it goes on where it was stopped.
     """
     rows = np.arange(first, first + true)
     rest = np.arange(first + true, len(bank.kinds))
@@ -101,4 +142,17 @@ def load_painted(
                 save_state(path, {"pixels": pixels}, {})
                 log.info("critic: painted over %d drawings (%s)", len(block), path.stem)
             parts[is_half].append(load_state(path)[0]["pixels"])
-    return Painted(torch.cat(parts[False]), first, torch.cat(parts[True]), rest)
+    path = work / f"bare-{seed}-{bare}.safetensors"
+    if not path.exists():
+        pixels, looks = draw_bare(base, bare, seed)
+        save_state(path, {"pixels": pixels, "looks": torch.from_numpy(looks)}, {})
+        log.info("critic: %d drawings without texture", bare)
+    lost = load_state(path)[0]
+    return Painted(
+        torch.cat(parts[False]),
+        first,
+        torch.cat(parts[True]),
+        rest,
+        lost["pixels"],
+        lost["looks"].numpy(),
+    )
