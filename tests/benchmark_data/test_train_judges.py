@@ -224,7 +224,7 @@ def test_a_critic_goes_on_from_another(tmp_path):
         for name, old in before.items()
         if old.ndim > 1
     }
-    assert max(moved.values()) < 0.5, moved  # of an untrained one about 1.4
+    assert np.median(list(moved.values())) < 0.3  # of another start about 1.4
     for part in ("vision_tower", "language_model"):
         assert max(share for name, share in moved.items() if part in name) > 0
 
