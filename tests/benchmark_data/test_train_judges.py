@@ -13,7 +13,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from benchmark_data.miniworld.train import clip, critic, critic_phases, dino, loop, painted
+from benchmark_data.miniworld.train import (
+    clip,
+    critic,
+    critic_measure,
+    critic_phases,
+    dino,
+    loop,
+    painted,
+)
 from benchmark_data.miniworld.train.critic_measure import Reader
 from benchmark_data.miniworld.train.critic_phases import Pictures
 from benchmark_data.miniworld.train.degrade import degrade
@@ -101,6 +109,37 @@ def test_pairs_are_labelled_by_the_truth_about_the_pictures(bank):
     assert not (subject.hard & subject.answers).any()
     assert (style.references.reshape(-1, 3) == style.references[::3, None]).all()
     assert same_subject(bank, subject.references, subject.references).all()
+
+
+def test_the_nearest_misses_of_a_style_differ_in_the_texture_alone(bank):
+    rng = np.random.default_rng(0)
+    pairs = style_pairs(bank, 600, rng)
+    kinds = []
+    for a, b, hard in zip(pairs.references, pairs.tests, pairs.hard, strict=True):
+        look, other = LOOKS[bank.looks[a]], LOOKS[bank.looks[b]]
+        kinds.append(hard and (look.family, look.palette) == (other.family, other.palette))
+        assert not kinds[-1] or look.texture != other.texture
+    assert 0.05 < np.mean(kinds) < 0.25  # a fifth, where the small bank has such a picture
+
+
+def test_pictures_that_differ_in_the_texture_alone_are_asked_about():
+    class Stubborn:
+        """Says yes to what is as bright as its reference."""
+
+        def p_yes(self, first, second, names):
+            self.asked = len(names)
+            return ((first.mean((1, 2, 3)) - second.mean((1, 2, 3))).abs() < 0.02).double().numpy()
+
+    looks = [STYLES["cyanotype"].look, STYLES["broadway"].look]
+    reader = Stubborn()
+    shares = critic_measure.texture_misses(reader, looks, each=3, seed=0)
+    assert reader.asked == 3 * (2 + 1 + 2)  # neon has no bare setting
+    assert set(shares) == {"other texture", "no texture"}
+    assert set(shares["other texture"]) == {"blueprint", "neon", "all"}
+    assert set(shares["no texture"]) == {"blueprint", "all"}
+    both = [shares["other texture"][family] for family in ("blueprint", "neon")]
+    assert shares["other texture"]["all"] == pytest.approx(np.mean(both), abs=1e-4)
+    assert 0 < shares["other texture"]["all"] < 1
 
 
 def test_damage_is_repeatable_and_touches_the_share_asked_for():

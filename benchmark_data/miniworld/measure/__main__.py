@@ -23,6 +23,7 @@ from benchmark_data.miniworld.measure.classifier import (
     load_classifier,
 )
 from benchmark_data.miniworld.measure.loras import measure_loras
+from benchmark_data.miniworld.measure.sheet import save_sheet
 from benchmark_data.miniworld.measure.suite import (
     agreement,
     clear_agreement,
@@ -34,11 +35,11 @@ from benchmark_data.miniworld.measure.suite import (
     style_errors,
     truths_by_method,
 )
-from benchmark_data.miniworld.renderings import SEPARABLE
+from benchmark_data.miniworld.renderings import BARE, PALETTES, SEPARABLE, TEXTURES
 from benchmark_data.miniworld.train import clip, critic_measure, dino
 from benchmark_data.miniworld.train.common import write_json
 from benchmark_data.miniworld.train.degrade import degrade
-from benchmark_data.miniworld.world import FAMILIES, STYLES, draw, random_thing
+from benchmark_data.miniworld.world import FAMILIES, STYLES, Look, Thing, draw, random_thing
 from mars2.pipelines import SdxlPipeline
 from mars2.stats import Estimate
 from mars2.store import RunStore
@@ -90,6 +91,7 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
     alone = [load_classifier(chosen.work, base, seed=number) for number in (seed, seed + 1)]
     classifier = Classifier(*(network for one in alone for network in one.networks))
     if part == "classifier":
+        _save_textures(chosen.out / "textures.png")
         return _classifier(classifier, seed + 1)  # on drawings that neither has learnt from
     if part == "suite":
         runs = [RunStore.open(run) for run in chosen.run]
@@ -151,6 +153,18 @@ def _classifier(classifier: Classifier, seed: int) -> dict[str, object]:
         "the very setting of each style": styles,
         "a setting without its texture, by family": bare,
     }
+
+
+def _save_textures(path: Path) -> None:
+    """Write a sheet of the families that can be bare: a column each, a row a texture, bare last."""
+    cat = Thing("cat", "blue", "pink", "stripes", "yellow")
+    drawn = [
+        draw(cat, Look(family, next(iter(PALETTES[family])), texture), seed=3, jitter=0.4)
+        for row in range(4)
+        for family in SEPARABLE
+        for texture in [(*TEXTURES[family], BARE)[row]]
+    ]
+    save_sheet(drawn, path, columns=len(SEPARABLE))
 
 
 def _plain(value: Any) -> Any:

@@ -211,14 +211,23 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Reading:
-    """What the classifier reads off pictures: numbers of NAMES, ``(n, 6)``."""
+    """What the classifier reads off pictures.
+
+    Attributes:
+        numbers: Of NAMES, ``(n, 6)``.
+        settings: The likeliest of LOOKS, ``(n,)``, where what is bare does not count.
+    """
 
     numbers: Integers
+    settings: Integers
 
     def of(self, name: str) -> Integers:
-        """The numbers of an attribute, of "look" or of "family", ``(n,)``."""
+        """The numbers of an attribute, of "look" or of "family", ``(n,)``.
+
+        The family is that of the likeliest setting: bare pictures of several are alike.
+        """
         if name == "family":
-            return np.asarray(FAMILY_OF_LOOK[self.of("look")])
+            return np.asarray(FAMILY_OF_LOOK[self.settings])
         return np.asarray(self.numbers[:, NAMES.index(name)])
 
     def shows(self, thing: Thing, look: Look) -> NDArray[np.bool_]:
@@ -250,13 +259,14 @@ class Classifier:
     @torch.no_grad()
     def read_pixels(self, pixels: Tensor) -> Reading:
         """The same of pictures in [-1, 1], ``(n, 3, 64, 64)``: likeliest, mean over all."""
-        parts = []
+        parts, settings = [], []
         for part in torch.split(pixels, 128):
             shifts = [shifted(part, [view] * len(part)) for view in VIEWS]
             views = [network(shift) for network in self.networks for shift in shifts]
             means = [torch.stack(each).softmax(2).mean(0) for each in zip(*views, strict=True)]
             parts.append(torch.stack([mean.argmax(1) for mean in means], 1))
-        return Reading(torch.cat(parts).numpy())
+            settings.append(means[-1][:, : len(LOOKS)].argmax(1))
+        return Reading(torch.cat(parts).numpy(), torch.cat(settings).numpy())
 
 
 def accuracies(reading: Reading, truth: Tensor) -> dict[str, float]:

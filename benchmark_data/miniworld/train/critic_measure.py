@@ -1,5 +1,6 @@
 """How good the critic is: on new drawings of the training's kind, and on held-out ones."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
+from benchmark_data.miniworld.renderings import BARE
 from benchmark_data.miniworld.train.critic_model import (
     Layout,
     image_features,
@@ -16,6 +18,7 @@ from benchmark_data.miniworld.train.critic_model import (
 from benchmark_data.miniworld.train.critic_questions import question, style_name, write
 from benchmark_data.miniworld.train.degrade import degrade
 from benchmark_data.miniworld.train.drawings import (
+    BARE_LOOKS,
     LOOKS,
     PHOTO_FAMILY,
     Bank,
@@ -25,7 +28,7 @@ from benchmark_data.miniworld.train.drawings import (
     style_pairs,
     subject_pairs,
 )
-from benchmark_data.miniworld.world import FAMILIES, STYLES, Split
+from benchmark_data.miniworld.world import FAMILIES, STYLES, Look, Split, draw, random_thing
 from mars2.judges.prompts import NO_WORDS, YES_WORDS
 
 Floats = NDArray[np.float64]
@@ -118,12 +121,62 @@ def _held_out_styles(bank: Bank, count: int, rng: np.random.Generator) -> Pairs:
     return _take(pairs, np.flatnonzero(held_out)[:count])
 
 
+def texture_misses(
+    reader: Reader, looks: Sequence[Look], *, each: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """Share refused of pictures that differ from their reference's style in the texture alone.
+
+    Args:
+        reader: The critic.
+        looks: Of the references.
+        each: Pictures of every look that a reference's look is held against.
+        seed: Of what is drawn.
+
+    Returns:
+        "other texture" and "no texture" (BARE): by family, and "all": of all pictures.
+    """
+    rng = np.random.default_rng((seed, 10))
+    pairs = [
+        (look, other)
+        for look in looks
+        for other in (*LOOKS, *BARE_LOOKS)
+        if other != look and (other.family, other.palette) == (look.family, look.palette)
+        for _ in range(each)
+    ]
+    first, second = (
+        np.stack(
+            [
+                np.asarray(draw(random_thing(rng), pair[side], seed=int(rng.integers(2**31))))
+                for pair in pairs
+            ]
+        )
+        for side in (0, 1)
+    )
+    tensors = [torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1 for x in (first, second)]
+    names = [
+        next((s.phrase for s in STYLES.values() if s.look == look), "") or style_name(rng)
+        for look, _ in pairs
+    ]
+    refused = reader.p_yes(tensors[0], tensors[1], names) <= 0.5
+    shares: dict[str, dict[str, float]] = {}
+    for title, wanted in (("other texture", False), ("no texture", True)):
+        kind = np.array([(other.texture == BARE) == wanted for _, other in pairs])
+        families = np.array([look.family for look, _ in pairs])
+        rows = {name: kind & (families == name) for name in dict.fromkeys(families)} | {"all": kind}
+        shares[title] = {
+            str(name): round(float(refused[row].mean()), 4)
+            for name, row in rows.items()
+            if row.any()
+        }
+    return shares
+
+
 def measure(folder: Path, *, groups: int, seed: int, pairs: int = 600) -> dict[str, object]:
     """Accuracy and calibration of the critic in a folder.
 
     "seen" are new things and looks of the training's kind, "held out" the test split's subjects and
-    styles (a near miss of a style is another setting of its family). "degraded" tests are blurred,
-    bent, noisy and off in colour.
+    styles (a near miss of a style is another setting of its family, often of the same palette).
+    "degraded" tests are blurred, bent, noisy and off in colour.
     """
     reader, results = Reader(folder), dict[str, object]()
     splits: tuple[tuple[str, Split], ...] = (("seen", "train"), ("held out", "test"))
@@ -162,5 +215,11 @@ def measure(folder: Path, *, groups: int, seed: int, pairs: int = 600) -> dict[s
                 for kind in np.unique(kinds)
                 if len(np.unique(chosen.answers[kinds == kind])) == 2
             }
+        shown = [s.look for s in STYLES.values() if s.split == "test"]
+        if split == "train":
+            held_out = {style.look for style in STYLES.values()}
+            shown = [one for one in LOOKS if one not in held_out and one.family != "photo"]
+        each = max(1, pairs // (5 * len(shown)))
+        figures["style, texture refused"] = texture_misses(reader, shown, each=each, seed=seed)
         results[title] = figures
     return results

@@ -53,6 +53,14 @@ LOOKS: tuple[Look, ...] = tuple(
     for texture in TEXTURES[family]
 )
 BARE_LOOKS = tuple(Look(family, name, BARE) for family in SEPARABLE for name in PALETTES[family])
+_TEXTURES_OF = tuple(
+    [
+        number
+        for number, other in enumerate(LOOKS)
+        if other != look and (other.family, other.palette) == (look.family, look.palette)
+    ]
+    for look in LOOKS
+)  # the numbers of the looks that differ from each in texture alone
 PHOTO_FAMILY = FAMILIES.index("photo")
 _LOOK_NUMBER = {look: number for number, look in enumerate(LOOKS)}
 _SECONDS = ("", *COLOURS)
@@ -295,24 +303,28 @@ def style_pairs(bank: Bank, count: int, rng: np.random.Generator, each: int = 1)
     hard = np.zeros(count, bool)
     styled = np.flatnonzero((bank.families != PHOTO_FAMILY) & (bank.kinds != UNUSED))
     reference = start = family = 0
+    near: list[int] = []
     for index in range(count):
         if index % each == 0:
             reference = _choose(rng, styled)
             start, family = reference // GROUP * GROUP, int(bank.families[reference])
+            near = [n for n in _TEXTURES_OF[bank.looks[reference]] if len(bank.by_look[n])]
         while True:
             chance = rng.random()
             if chance < 0.5:
                 test = _choose(rng, bank.by_look[bank.looks[reference]])
-            elif chance < 0.74:  # another setting of the family
+            elif chance < 0.7 and near:  # another texture in the same palette: the nearest miss
+                test = _choose(rng, bank.by_look[_choose(rng, near)])
+            elif chance < 0.84:  # another setting of the family
                 test = _choose(rng, bank.by_family[family])
-            elif chance < 0.85:  # any photo
+            elif chance < 0.89:  # any photo
                 test = int(rng.integers(bank.groups)) * GROUP + int(rng.integers(2))
-            elif chance < 0.94:  # the same thing, photos among them
+            elif chance < 0.95:  # the same thing, photos among them
                 test = start + int(rng.integers(GROUP))
             else:
                 test = int(rng.integers(len(bank.kinds)))
             if bank.kinds[test] != UNUSED and test // 2 != reference // 2:
                 break
-        references[index], tests[index], hard[index] = reference, test, 0.5 <= chance < 0.74
+        references[index], tests[index], hard[index] = reference, test, 0.5 <= chance < 0.84
     answers = bank.looks[references] == bank.looks[tests]
     return Pairs(references, tests, answers, hard & ~answers)
