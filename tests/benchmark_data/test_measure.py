@@ -159,6 +159,24 @@ def test_a_reading_is_the_likeliest_over_the_mean_of_the_views() -> None:
     assert (Classifier(Corner()).read_pixels(bright).numbers == 1).all()
 
 
+def test_the_family_is_that_of_the_likeliest_setting_that_has_a_texture() -> None:
+    bare = READ_LOOKS.index(Look("pixel", "dune", "bare"))
+    flat = LOOKS.index(Look("flat", "sand", "plain"))
+
+    class Unsure(Network):
+        """Takes every picture for a bare one; a flat one comes next."""
+
+        def forward(self, pixels):
+            logits = [torch.zeros(len(pixels), size) for size in CLASSES]
+            logits[-1][:, bare], logits[-1][:, flat] = 9, 5
+            return logits
+
+    read = Classifier(Unsure()).read_pixels(torch.zeros(2, 3, 64, 64))
+    assert read.of("look").tolist() == [bare, bare]
+    assert [FAMILIES[number] for number in read.of("family")] == ["flat", "flat"]
+    assert not read.is_in(LOOKS[flat]).any()
+
+
 class DrawnPipeline:
     """A pipeline that draws without a model: what a perfect one would, for one thing and look."""
 
