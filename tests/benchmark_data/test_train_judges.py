@@ -123,7 +123,7 @@ def test_the_nearest_misses_of_a_style_differ_in_the_texture_alone(bank):
 
 
 def test_pictures_that_differ_in_the_texture_alone_are_asked_about():
-    class Stubborn:
+    class Brightness:
         """Says yes to what is as bright as its reference."""
 
         def p_yes(self, first, second, names):
@@ -131,7 +131,7 @@ def test_pictures_that_differ_in_the_texture_alone_are_asked_about():
             return ((first.mean((1, 2, 3)) - second.mean((1, 2, 3))).abs() < 0.02).double().numpy()
 
     looks = [STYLES["cyanotype"].look, STYLES["broadway"].look]
-    reader = Stubborn()
+    reader = Brightness()
     shares = critic_measure.texture_misses(reader, looks, each=3, seed=0)
     assert reader.asked == 3 * (2 + 1 + 2)  # neon has no bare setting
     assert set(shares) == {"other texture", "no texture"}

@@ -158,11 +158,11 @@ def _classifier(classifier: Classifier, seed: int) -> dict[str, object]:
 def _save_textures(path: Path) -> None:
     """Write a sheet of the families that can be bare: a column each, a row a texture, bare last."""
     cat = Thing("cat", "blue", "pink", "stripes", "yellow")
+    rows = zip(*((*TEXTURES[family], BARE) for family in SEPARABLE), strict=True)
     drawn = [
         draw(cat, Look(family, next(iter(PALETTES[family])), texture), seed=3, jitter=0.4)
-        for row in range(4)
-        for family in SEPARABLE
-        for texture in [(*TEXTURES[family], BARE)[row]]
+        for row in rows
+        for family, texture in zip(SEPARABLE, row, strict=True)
     ]
     save_sheet(drawn, path, columns=len(SEPARABLE))
 
