@@ -19,12 +19,12 @@ from benchmark_data.load import load_suite
 from leaderboards.entry import read_entries
 from leaderboards.records import read_records
 from leaderboards.sheet import draw_sheet, sheet_size
-from mars2 import leaderboard
 from mars2.files import write_json
 from mars2.job import MethodSpec, RunError, RunSpec
 from mars2.judges.scripted import ScriptedJudge
 from mars2.leaderboard import (
     About,
+    drafts,
     make_drafts,
     rejudge,
     shown_model,
@@ -155,7 +155,7 @@ def test_no_path_of_this_machine_is_published(finished: Path) -> None:
         "net", {"checkpoint": "/home/me/net.bin"}, {"checkpoint": "/home/me/net.bin"},
         files={"checkpoint": "ab" * 32},
     )  # fmt: skip
-    made = leaderboard._method(spec, About(licence="MIT"))
+    made = drafts._method(spec, About(licence="MIT"))
     assert (made.label, made.options) == ("net:checkpoint=net.bin", {"checkpoint": "net.bin"})
     assert (made.track, made.files) == ("trained", {"checkpoint": "ab" * 32})
 
@@ -205,11 +205,11 @@ def test_the_suites_judge_in_a_folder_of_another_name_is_the_suites() -> None:
     facts = suite_facts("miniworld")
     named, _, revision = facts.judge.partition("@")
     asked = f"{facts.layout} float32 prompts {facts.prompts}"
-    copied = leaderboard._judge(f"copy@{revision} {asked}", facts)
+    copied = drafts._judge(f"copy@{revision} {asked}", facts)
     assert copied.own
-    assert copied == leaderboard._judge(f"{named}@{revision} {asked}", facts)
+    assert copied == drafts._judge(f"{named}@{revision} {asked}", facts)
     for other in (f"{named}@{'0' * 12} {asked}", f"copy@{'0' * 12} {asked}"):
-        made = leaderboard._judge(other, facts)
+        made = drafts._judge(other, facts)
         assert (made.own, made.id) == (False, other)
 
 

@@ -1,24 +1,16 @@
-"""Entries of a leaderboard out of a finished run, and what the suites demand of them."""
+"""Entries of a leaderboard out of a finished, scored run."""
 
 import hashlib
-import io
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from PIL import Image
-
-from baselines import METHODS, MergeMethod, PluginError, load_adapter
-from benchmark_data.load import load_suite
-from benchmark_data.references import open_image
-from benchmark_data.suite import Concept, Suite
+from baselines import METHODS, MergeMethod, PluginError
 from leaderboards.draft import UNNAMED, Draft, assemble
 from leaderboards.entry import (
     MARS2,
     Costs,
-    Entry,
     Generation,
     Judge,
     Method,
@@ -28,17 +20,13 @@ from leaderboards.entry import (
 )
 from leaderboards.facts import CaseFacts, SuiteFacts
 from leaderboards.records import DECIMALS, MARKS, ImageRecord, Records
-from leaderboards.shape import Problem
 from mars2.files import read_image
 from mars2.job import CONTROLS, MethodSpec, Option, RunError, RunSpec, digest, listed, method_label
-from mars2.pipelines import model_revision
+from mars2.leaderboard.suite_facts import shown_model
 from mars2.report.summary import CostSummary, Summary, summarise
 from mars2.store import Cost, Record, RunStore
 
-SPLIT = "test"
 OURS = "Apache-2.0"
-THUMBNAIL = 128
-_PACKAGE = Path(__file__).parents[1] / "benchmark_data"
 
 
 @dataclass(frozen=True)
@@ -113,69 +101,6 @@ def _check_whole(spec: RunSpec, facts: SuiteFacts, unlicensed: Sequence[str]) ->
             "run it without --limit, --seeds and --split"
             + (f" (and {listed(unlicensed)} will need --licence)" if unlicensed else "")
         )
-
-
-def suite_facts(name: str, *, references: bool = False) -> SuiteFacts:
-    """Return what a suite demands of its entries.
-
-    Args:
-        name: Name or path of the suite.
-        references: Whether small copies of the reference images that come with it are wanted.
-
-    Raises:
-        SuiteError: There is no such suite.
-        RunError: Its base model is a folder that holds no pipeline.
-        JudgeError: Its judge, if it comes with the suite, is not there.
-        AdapterError: Likewise an adapter.
-    """
-    from mars2.judges import TEMPLATES, identify_judge
-    from mars2.metrics.mars2 import metric_id
-
-    suite = load_suite(name)
-    base = suite.models.base
-    kind, _, model = suite.models.judge.partition(":")
-    if kind == "scripted" or Path(model).exists():
-        own = identify_judge(suite.models.judge, dtype="float32", device="cpu")
-    else:
-        own = f"{model} anyres"
-    parts = split_judge(metric_id(own or model, TEMPLATES))
-    cases = suite.cases[SPLIT]
-    generation = suite.generation
-    return SuiteFacts(
-        name=suite.name,
-        title=suite.title,
-        revision=suite.revision,
-        split=SPLIT,
-        cases=tuple(CaseFacts(c.id, c.subject.id, c.style.id, c.prompt) for c in cases),
-        seeds=cases[0].seeds,
-        base=shown_model(base),
-        base_revision=model_revision(base) if Path(base).is_dir() else "",
-        resolution=generation.resolution,
-        steps=generation.steps,
-        guidance_scale=generation.guidance_scale,
-        negative_prompt=generation.negative_prompt,
-        judge=f"{parts['model']}@{parts['revision']}" if parts["revision"] else parts["model"],
-        layout=parts["layout"] if kind in ("llava_onevision", "scripted") else "",
-        prompts=parts["prompts"],
-        adapters=_shipped_adapters(suite),
-        licence=suite.licence,
-        shown={concept.id: len(concept.references) for concept in suite.concepts.values()},
-        references=_thumbnails(suite) if references else {},
-    )
-
-
-def shown_model(model: str) -> str:
-    """Return a model's name without where this machine keeps it.
-
-    Of a hub id that id, of a folder that comes with a package ``package:...``, of another its name.
-    """
-    path = Path(model)
-    if not path.is_absolute() and not path.exists():
-        return model  # on the hub
-    resolved = path.resolve()
-    if resolved.is_relative_to(_PACKAGE):
-        return f"package:{resolved.relative_to(_PACKAGE).as_posix()}"
-    return resolved.name
 
 
 def _check_images(store: RunStore) -> None:
@@ -404,111 +329,3 @@ def adapters_digest(spec: RunSpec) -> str:
     """Return the digest of all adapters that a run's pairs are merged from."""
     used = [concept for case in spec.cases for concept in (case.subject, case.style)]
     return digest({concept: spec.adapter_digests[concept] for concept in used})
-
-
-def _shipped_adapters(suite: Suite) -> str:
-    if suite.adapters is None:
-        return ""
-    used = dict.fromkeys(c for case in suite.cases[SPLIT] for c in (case.subject, case.style))
-    return digest(
-        {
-            concept.id: load_adapter(
-                suite.adapters / f"{concept.id}.safetensors", name=concept.id
-            ).digest()
-            for concept in used
-        }
-    )
-
-
-def _thumbnails(suite: Suite) -> dict[str, tuple[bytes, ...]]:
-    """Return small copies of the references that come with the suite, and so may be shown."""
-    used: dict[str, Concept] = {
-        concept.id: concept for case in suite.cases[SPLIT] for concept in (case.subject, case.style)
-    }
-    return {
-        id_: tuple(
-            _webp(open_image(reference.path))
-            for reference in concept.references
-            if reference.local and reference.path is not None
-        )
-        for id_, concept in used.items()
-    }
-
-
-def _webp(image: Image.Image) -> bytes:
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    target = io.BytesIO()
-    image.save(target, format="WEBP", quality=84, method=4)
-    return target.getvalue()
-
-
-def rejudge(
-    entries: Sequence[tuple[Entry, Records]],
-    run: Path,
-    *,
-    count: int,
-    seed: int = 0,
-    judge: Any = None,
-) -> list[Problem]:
-    """Ask the suite's judge again about some images of a run, and compare with the entries.
-
-    Args:
-        entries: With their records; those whose methods the run has are sampled, evenly.
-        run: Where the images lie.
-        count: Images in all.
-        seed: Which images.
-        judge: Whom to ask; None: the suite's own judge.
-
-    Raises:
-        RunError: The run is of another suite, or no entry's method is in it.
-        JudgeError: The judge cannot be loaded.
-    """
-    from mars2.judges import TEMPLATES
-    from mars2.metrics import Evaluated, MetricSettings, load_metric
-    from mars2.metrics.mars2 import Mars2Metric
-    from mars2.references import find_references
-
-    store = RunStore.open(run)
-    references = find_references(store)
-    paths = {(s.method, s.case, s.seed): s for s in store.samples()}
-    found = [
-        (entry, row, paths[entry.method.label, row.case, row.seed])
-        for entry, records in entries
-        for row in records.rows
-        if (entry.method.label, row.case, row.seed) in paths
-    ]
-    if not found:
-        raise RunError(f"{run} has no images of the entries' methods")
-    drawn = random.Random(seed).sample(found, min(count, len(found)))
-    models = load_suite(store.spec.suite).models
-    metric = (
-        load_metric("mars2", MetricSettings(judge=models.judge, cache=False))
-        if judge is None
-        else Mars2Metric(judge, TEMPLATES)
-    )
-    problems = []
-    for entry, row, sample in drawn:
-        file = f"{entry.name}.records.parquet"
-        at = f"{row.case}/{row.seed}"
-        image = hashlib.sha256(sample.path.read_bytes()).hexdigest()[:16]
-        if image != row.image:
-            problems.append(Problem(file, at, f"image {row.image}", f"{image} at {sample.path}"))
-            continue
-        scores = metric.score(
-            [
-                Evaluated(
-                    sample=sample,
-                    image=read_image(sample.path),
-                    subject_references=references.images(sample.subject),
-                    style_references=references.images(sample.style),
-                    style_phrase=references.phrases[sample.style],
-                    prompt=sample.prompt,
-                )
-            ]
-        )[0]
-        for score in scores:
-            claimed = row.value(score.metric)
-            if score.value != claimed:
-                told = f"{score.value}, as {metric.id} says"
-                problems.append(Problem(file, f"{at} {score.metric}", told, str(claimed)))
-    return problems

@@ -1,0 +1,87 @@
+"""Asks a suite's judge again about images that entries were made of."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmark_data.load import load_suite
+from leaderboards.entry import Entry
+from leaderboards.records import Records
+from leaderboards.shape import Problem
+from mars2.files import read_image
+from mars2.job import RunError
+from mars2.store import RunStore
+
+
+def rejudge(
+    entries: Sequence[tuple[Entry, Records]],
+    run: Path,
+    *,
+    count: int,
+    seed: int = 0,
+    judge: Any = None,
+) -> list[Problem]:
+    """Ask the suite's judge again about some images of a run, and compare with the entries.
+
+    Args:
+        entries: With their records; those whose methods the run has are sampled, evenly.
+        run: Where the images lie.
+        count: Images in all.
+        seed: Which images.
+        judge: Whom to ask; None: the suite's own judge.
+
+    Raises:
+        RunError: The run is of another suite, or no entry's method is in it.
+        JudgeError: The judge cannot be loaded.
+    """
+    from mars2.judges import TEMPLATES
+    from mars2.metrics import Evaluated, MetricSettings, load_metric
+    from mars2.metrics.mars2 import Mars2Metric
+    from mars2.references import find_references
+
+    store = RunStore.open(run)
+    references = find_references(store)
+    paths = {(s.method, s.case, s.seed): s for s in store.samples()}
+    found = [
+        (entry, row, paths[entry.method.label, row.case, row.seed])
+        for entry, records in entries
+        for row in records.rows
+        if (entry.method.label, row.case, row.seed) in paths
+    ]
+    if not found:
+        raise RunError(f"{run} has no images of the entries' methods")
+    drawn = random.Random(seed).sample(found, min(count, len(found)))
+    models = load_suite(store.spec.suite).models
+    metric = (
+        load_metric("mars2", MetricSettings(judge=models.judge, cache=False))
+        if judge is None
+        else Mars2Metric(judge, TEMPLATES)
+    )
+    problems = []
+    for entry, row, sample in drawn:
+        file = f"{entry.name}.records.parquet"
+        at = f"{row.case}/{row.seed}"
+        image = hashlib.sha256(sample.path.read_bytes()).hexdigest()[:16]
+        if image != row.image:
+            problems.append(Problem(file, at, f"image {row.image}", f"{image} at {sample.path}"))
+            continue
+        scores = metric.score(
+            [
+                Evaluated(
+                    sample=sample,
+                    image=read_image(sample.path),
+                    subject_references=references.images(sample.subject),
+                    style_references=references.images(sample.style),
+                    style_phrase=references.phrases[sample.style],
+                    prompt=sample.prompt,
+                )
+            ]
+        )[0]
+        for score in scores:
+            claimed = row.value(score.metric)
+            if score.value != claimed:
+                told = f"{score.value}, as {metric.id} says"
+                problems.append(Problem(file, f"{at} {score.metric}", told, str(claimed)))
+    return problems
