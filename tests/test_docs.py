@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -32,6 +33,13 @@ def test_reference_is_current() -> None:
     assert (ROOT / "docs" / "reference.md").read_text() == result.stdout, (
         "run `python docs/make_reference.py`"
     )
+
+
+def test_tables_of_the_first_board_are_current() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))["pages"]()
+    assert len(made) == 2
+    for path, text in made.items():
+        assert path.read_text() == text, "run `python docs/make_tables.py`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,0 +1,122 @@
+"""Writes the tables of docs/methods.md and docs/miniworld.md that come from the first board.
+
+Run `python docs/make_tables.py` when its entries have changed; a test compares the pages with what
+this makes. A table stands between two comments, `<!-- table NAME -->` and `<!-- end of table -->`.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from leaderboards.entry import Interval, read_entries
+from leaderboards.formatting import seconds
+from leaderboards.records import read_records
+from leaderboards.table import Board, Row, make_boards
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "leaderboards" / "results"
+SHOWN = ("direct_sum", "average", "ziplora", "lorarar", "base", "subject_only", "style_only")
+MARS2 = ("mars2", "mars2_subject", "mars2_style")
+
+
+def first_board() -> Board:
+    """Return the miniature world's board."""
+    entries = read_entries(RESULTS / "miniworld")
+    folder = RESULTS / "miniworld"
+    return make_boards([(one, read_records(folder / one.records.file)) for one in entries])[0]
+
+
+def percent(interval: Interval) -> str:
+    """Return a share with its interval in percent."""
+    if interval.value is None or interval.low is None or interval.high is None:
+        return ""
+    low, high = (f"{100 * end:.0f}" for end in (interval.low, interval.high))
+    return f"{100 * interval.value:.0f} % [{low}, {high}]"
+
+
+def cosine(value: float | None, digits: int) -> str:
+    """Return a similarity, without its leading zero."""
+    return "" if value is None else f"{value:.{digits}f}".replace("0.", ".", 1)
+
+
+def lines(header: str, rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    titles = header.split(" | ")
+    all_rows = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in all_rows)
+
+
+def _scores(row: Row) -> list[str]:
+    return [percent(row.entry.scores[name].average) for name in MARS2]
+
+
+def whole_board(board: Board) -> str:
+    """Return all methods with rank, scores and costs."""
+    rows = []
+    for row in board.rows:
+        entry, costs = row.entry, row.entry.costs
+        similar = (entry.scores[name].average.value for name in ("dino_subject", "clip_i_style"))
+        rows.append(
+            [
+                "" if row.rank is None else str(row.rank),
+                f"`{entry.method.label}`",
+                entry.method.track,
+                *_scores(row),
+                *(cosine(value, 2) for value in similar),
+                seconds(costs.merge_seconds),
+                seconds(costs.image_seconds),
+                f"{(costs.peak_bytes or 0) / 1e9:.2f} GB",
+                f"{costs.parameters / 1e3:.0f} k",
+            ]
+        )
+    return lines(
+        "rank | method | track | `mars2` | `mars2_subject` | `mars2_style` | `dino_subject` | "
+        "`clip_i_style` | a merge | an image | peak memory | stored",
+        rows,
+    )
+
+
+def reference_run(board: Board) -> str:
+    """Return the paper's methods and the controls."""
+    by_label = {row.entry.method.label: row for row in board.rows}
+    rows = []
+    for row in (by_label[label] for label in SHOWN):
+        entry = row.entry
+        similar = (entry.scores[name].average.value for name in ("clip_i_style", "dino_subject"))
+        merge = "" if entry.control else seconds(entry.costs.merge_seconds)
+        label, cosines = entry.method.label, [cosine(value, 3) for value in similar]
+        rows.append([label, *_scores(row), *cosines, merge])
+    return lines(
+        "method | `mars2` | `mars2_subject` | `mars2_style` | `clip_i_style` | `dino_subject` | "
+        "a merge",
+        rows,
+    )
+
+
+TABLES: Mapping[str, Mapping[str, Callable[[Board], str]]] = {
+    "methods.md": {"whole board": whole_board},
+    "miniworld.md": {"reference run": reference_run},
+}
+
+
+def pages() -> dict[Path, str]:
+    """Return each page's text with its tables as they have to be.
+
+    Raises:
+        ValueError: A page lacks a table's comments.
+    """
+    board, texts = first_board(), {}
+    for name, tables in TABLES.items():
+        text = (DOCS / name).read_text(encoding="utf-8")
+        for title, make in tables.items():
+            head, begin, rest = text.partition(f"<!-- table {title} -->\n")
+            _, end, tail = rest.partition("\n<!-- end of table -->")
+            if not begin or not end:
+                raise ValueError(f"{name} lacks the comments of table {title!r}")
+            text = head + begin + make(board) + end + tail
+        texts[DOCS / name] = text
+    return texts
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
