@@ -46,10 +46,10 @@ def present_samples(store: RunStore, *, partial: bool = False) -> list[Sample]:
     return present
 
 
-def is_complete(
+def unscored(
     store: RunStore, identity: Identity, references: References, *, partial: bool = False
-) -> bool:
-    """Return whether a metric has scored all images: `score` would find nothing to do.
+) -> list[Sample]:
+    """Return the samples that a metric has no score of yet: what `score` would do.
 
     Raises:
         RunError: Images are missing.
@@ -58,11 +58,13 @@ def is_complete(
     for (*key, judge, image, inputs), names in _known(store).items():
         if identity.matches(str(judge)):
             known.setdefault((*key, image, inputs), set()).update(names)
-    return all(
-        set(identity.names)
-        <= known.get((*_key(sample), file_digest(sample.path), references.inputs(sample)), set())
+    names = set(identity.names)
+    return [
+        sample
         for sample in present_samples(store, partial=partial)
-    )
+        if not names
+        <= known.get((*_key(sample), file_digest(sample.path), references.inputs(sample)), set())
+    ]
 
 
 def score(

@@ -61,6 +61,10 @@ def score(
     partial: Annotated[
         bool, typer.Option("--partial", help="Score what is there though images are missing.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check all and say what there is to do; score nothing."),
+    ] = False,
     metrics: Metrics = "mars2,clip,dino",
     judge: JudgeName = None,
     layout: Layout = "anyres",
@@ -105,7 +109,11 @@ def score(
         pair=(subject_refs, style_refs, style_name),
         out=out,
         partial=partial,
+        write=not dry_run,
     )
+    if dry_run:
+        work.show_scoring(store, scoring, partial=partial)
+        return
     failed = work.score(store, scoring, partial=partial)
     work.report(store, suite, controls=controls)
     work.exit_if_failed(failed)

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # they import torch or much else, which `--help` has no time 
     from mars2.judges import ServerSettings
     from mars2.metrics import MetricSettings
     from mars2.prepare import Plan
+    from mars2.references import References
 
 T = TypeVar("T")
 SMALL_MODEL = 200_000_000
@@ -199,17 +200,21 @@ def fetch_models(suite: Suite, scoring: Scoring) -> None:
 
 def _find_model(suite: Suite, scoring: Scoring, name: str, *, fetch: bool = False) -> None:
     """Find a metric's model; one on the hub is let be unless it is to be fetched, or cannot be."""
-    from huggingface_hub import constants as hub
-
     from mars2.metrics import identify_metric
 
     settings = scoring.settings(suite)
-    model = {"mars2": str(settings.judge), "clip": settings.clip, "dino": settings.dino}.get(name)
-    if model is None:
-        return
-    kind, _, place = model.partition(":")
-    if fetch or hub.HF_HUB_OFFLINE or _size(place or kind) is not None or kind == "openai":
+    if settings.model_of(name) and (fetch or _is_here(name, settings)):
         identify_metric(name, settings)
+
+
+def _is_here(name: str, settings: "MetricSettings") -> bool:
+    """Return whether a metric's model need not be fetched from the hub, or cannot be."""
+    from huggingface_hub import constants as hub
+
+    kind, _, place = settings.model_of(name).partition(":")
+    return bool(
+        hub.HF_HUB_OFFLINE or kind in ("", "openai", "scripted") or _size(place or kind) is not None
+    )
 
 
 def generate(
@@ -284,8 +289,11 @@ def open_images(
     pair: tuple[Path | None, Path | None, str | None],
     out: Path | None,
     partial: bool,
+    write: bool = True,
 ) -> RunStore:
     """Return the store of a run, or of the results of a folder of images.
+
+    Nothing is written of a folder's matching if ``write`` is False.
 
     Raises:
         RunError: Options that do not go together, or images that cannot be matched.
@@ -311,9 +319,8 @@ def open_images(
                 "for one pair give --subject-refs, --style-refs and --style-name, all three, "
                 "and no --manifest"
             )
-        return RunStore.create(
-            out, single_pair(folder, subject_refs, style_refs, style_name, out=out)
-        )
+        shown = single_pair(folder, subject_refs, style_refs, style_name, out=out)
+        return RunStore.create(out, shown, write=write)
     if suite is None:
         raise RunError(
             f"{folder} is no run: say which pairs it shows with --suite (and --manifest), or with "
@@ -321,11 +328,12 @@ def open_images(
         )
     loaded = load_suite(suite)
     if manifest:
-        return RunStore.create(out, read_manifest(manifest, folder, suite, loaded, out=out))
+        listed = read_manifest(manifest, folder, suite, loaded, out=out)
+        return RunStore.create(out, listed, write=write)
     matched = match_folder(folder, suite, loaded, out=out, split=split, partial=partial)
     if others := uneven(matched.images, loaded.cases[matched.split]):
         sys.stderr.write(f"mars2: {others}; the rates are those of the images that are there\n")
-    return RunStore.create(out, matched)
+    return RunStore.create(out, matched, write=write)
 
 
 def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[str]:
@@ -335,26 +343,18 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
         Why scores of images could not be computed whole, such as a judge's server that is gone; one
         reason an image and metric.
     """
-    from benchmark_data.load import load_suite
-    from mars2.metrics import METRICS, identify_metric, load_metric
-    from mars2.references import find_references
-    from mars2.score import check_images, is_complete, present_samples
+    from mars2.metrics import identify_metric, load_metric
+    from mars2.score import check_images, unscored
     from mars2.score import score as score_images
 
-    names = scoring.names
-    for name in names:
-        METRICS.get(name)  # a wrong name is found before anything is loaded
-    references = find_references(store, scoring.suite)
-    present_samples(store, partial=partial)
-    suite = scoring.suite or store.spec.suite
-    settings = scoring.settings(load_suite(suite) if suite else None)
+    references, settings = _scored_with(store, scoring, partial)
     fit_threads(str(settings.judge), settings.clip, settings.dino)
     failed: list[str] = []
     checked = False
-    for name in names:
+    for name in scoring.names:
         step = None
         identity = identify_metric(name, settings)
-        if identity and is_complete(store, identity, references, partial=partial):
+        if identity and not unscored(store, identity, references, partial=partial):
             continue
         if not checked:
             check_images(store, partial=partial)
@@ -368,6 +368,58 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
                 bar.update(step.done - bar.n)
         failed += () if step is None else step.failed
     return failed
+
+
+def show_scoring(store: RunStore, scoring: Scoring, *, partial: bool = False) -> None:
+    """Check images and metrics; print what there is to score, and what has its scores already."""
+    from mars2.metrics import identify_metric
+    from mars2.score import check_images, present_samples, unscored
+
+    references, settings = _scored_with(store, scoring, partial)
+    check_images(store, partial=partial)
+    samples = present_samples(store, partial=partial)
+    cases, methods = ({getattr(s, field) for s in samples} for field in ("case", "method"))
+    place = getattr(store.spec, "source", store.folder)
+    print(
+        f"images  {len(samples)} in {place}: {_count(cases, 'pair')}, {_count(methods, 'method')}"
+    )
+    for role in ("subject", "style"):
+        concepts = {getattr(sample, role) for sample in samples}
+        numbers = sorted({len(references.files[concept]) for concept in concepts})
+        span = " to ".join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1])))
+        noun = "reference" if span == "1" else "references"
+        print(f"beside  {span} {noun} each of {_count(concepts, role)}")
+    for name in scoring.names:
+        there = _is_here(name, settings)
+        identity = identify_metric(name, settings) if there else None
+        todo = unscored(store, identity, references, partial=partial) if identity else samples
+        line = f"{name:7} {len(todo)} to score, {len(samples) - len(todo)} have scores"
+        if name == "mars2":
+            shown = (references.files[c] for s in todo for c in (s.subject, s.style))
+            line += f"; {sum(map(len, shown))} questions"
+        model = identity.id if identity else settings.model_of(name) or name
+        print(f"{line}; {model}{'' if there else ', to be fetched from the hub'}")
+
+
+def _count(things: Collection[str], noun: str) -> str:
+    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
+
+
+def _scored_with(
+    store: RunStore, scoring: Scoring, partial: bool
+) -> "tuple[References, MetricSettings]":
+    """Return what images are compared with and the metrics' settings; find what is wrong first."""
+    from benchmark_data.load import load_suite
+    from mars2.metrics import METRICS
+    from mars2.references import find_references
+    from mars2.score import present_samples
+
+    for name in scoring.names:
+        METRICS.get(name)  # a wrong name is found before anything is loaded
+    references = find_references(store, scoring.suite)
+    present_samples(store, partial=partial)
+    suite = scoring.suite or store.spec.suite
+    return references, scoring.settings(load_suite(suite) if suite else None)
 
 
 def training_settings(kind: type[T], suite: Suite, table: str, given: Mapping[str, object]) -> T:

@@ -123,6 +123,11 @@ class MetricSettings:
     server: ServerSettings = field(default_factory=ServerSettings)
     cache: bool = True
 
+    def model_of(self, metric: str) -> str:
+        """Return the model of one of the built-in metrics; "" of another."""
+        models = {"mars2": str(self.judge), "clip": self.clip, "dino": self.dino}
+        return models.get(metric, "")
+
 
 MetricLoader = Callable[[MetricSettings], Metric]
 

@@ -231,6 +231,34 @@ def test_a_folder_of_images_is_scored(cli: Cli, world, tmp_path: Path, random_im
     assert json.loads((out / "scores.json").read_text())["cases"] == ["cat_oil_dog_ink"]
 
 
+def test_a_dry_run_of_scoring_tells_what_is_left_and_writes_nothing(
+    cli: Cli, world, tmp_path: Path, random_image
+) -> None:
+    mine = tmp_path / "mine"
+    for number, case in enumerate(("cat_ink", "cat_oil", "dog_ink", "dog_oil")):
+        (mine / case).mkdir(parents=True)
+        random_image(number).save(mine / case / "0.png")
+    asked = ("score", mine, "--suite", world.suite, "--metrics", "mars2", "--no-cache")
+    before = _contents(tmp_path)
+    code, said, error = cli(*asked, "--dry-run")
+    assert (code, error) == (0, "")
+    # two photos of the cat, one of the dog, one of each style: 3 questions on a cat, 2 on a dog
+    assert said.splitlines()[:3] == [
+        f"images  4 in {mine}: 4 pairs, 1 method",
+        "beside  1 to 2 references each of 2 subjects",
+        "beside  1 reference each of 2 styles",
+    ]
+    assert "4 to score, 0 have scores; 10 questions" in said
+    assert _contents(tmp_path) == before
+    assert cli(*asked)[0] == 0
+    random_image(9).save(mine / "dog_ink" / "0.png")
+    assert "1 to score, 3 have scores; 2 questions" in cli(*asked, "--dry-run")[1]
+    spoil(mine / "cat_ink" / "0.png")
+    code, said, error = cli(*asked, "--dry-run")
+    assert (code, said) == (2, "")
+    assert "cat_ink/0.png is no image that can be read to its end" in error
+
+
 def spoil(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
 
