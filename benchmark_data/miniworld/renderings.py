@@ -293,7 +293,6 @@ TEXTURES: Mapping[str, tuple[str, ...]] = {
 }
 BARE = "bare"  # the texture of a setting that has lost its texture: no style, and in no caption
 SEPARABLE = (
-    "watercolor",
     "crayon",
     "pixel",
     "halftone",
@@ -380,8 +379,6 @@ def watercolor(scene: Scene, palette: str, texture: str) -> Floats:
     if texture == "edged":
         rim = cover * np.clip(1.6 * (1 - _softened(roles != GROUND, 2 * scene.unit)), 0, 1)
         density = cover * (0.62 + 0.14 * _noise(scene, 8)) + 0.75 * rim
-    if texture == BARE:
-        density = cover * np.float32(0.8)
     if texture == "granular":
         density = density * (0.62 + 0.6 * _grain(scene, 1))
     wash = np.clip(0.55 + 0.9 * _noise(scene, 4), 0, 1)

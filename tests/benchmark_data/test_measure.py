@@ -24,7 +24,6 @@ from benchmark_data.miniworld.measure.classifier import (
     load_classifier,
     load_drawings,
     load_painted,
-    shifted,
 )
 from benchmark_data.miniworld.measure.suite import (
     Image,
@@ -39,6 +38,7 @@ from benchmark_data.miniworld.measure.suite import (
     truths_by_method,
 )
 from benchmark_data.miniworld.train import base as base_stage
+from benchmark_data.miniworld.train.degrade import shifted
 from benchmark_data.miniworld.train.drawings import BARE_LOOKS, LOOKS, thing_numbers
 from benchmark_data.miniworld.world import FAMILIES, PHOTO, STYLES, SUBJECTS, Look, Thing, draw
 

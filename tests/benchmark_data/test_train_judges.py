@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+from transformers import LlavaOnevisionForConditionalGeneration
 
 from benchmark_data.miniworld.train import (
     clip,
@@ -22,6 +23,7 @@ from benchmark_data.miniworld.train import (
     loop,
     painted,
 )
+from benchmark_data.miniworld.train.common import TrainingError
 from benchmark_data.miniworld.train.critic_measure import Reader
 from benchmark_data.miniworld.train.critic_phases import Pictures
 from benchmark_data.miniworld.train.degrade import degrade
@@ -43,7 +45,8 @@ from mars2.judges.prompts import choose
 from mars2.metrics.clip import ClipMetric
 from mars2.metrics.dino import DinoMetric
 
-WEIGHTS = Path(__file__).parents[2] / "benchmark_data" / "miniworld" / "weights"
+WORLD = Path(__file__).parents[2] / "benchmark_data" / "miniworld"
+WEIGHTS, NEXT = WORLD / "weights", WORLD / "next"
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +213,25 @@ def test_a_style_that_lost_something_is_no_answer_to_any_look(bank, lost, wanted
         assert share > 0 or not asked
 
 
+def test_damaged_pictures_are_moved_by_two_pixels_at_most():
+    column = torch.linspace(-1, 1, 64).expand(200, 3, 64, 64)
+    moved = critic_phases.damage(column, torch.Generator().manual_seed(0), 0.0)
+    offsets = ((moved[:, 0, 0, 32] - column[:, 0, 0, 32]) * 63 / 2).round().int().tolist()
+    assert set(offsets) == {-2, -1, 0, 1, 2}
+
+
+def test_a_critic_of_other_patches_is_no_start(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(TrainingError, match=r"--start is .*nowhere: no critic is there"):
+        critic.run(out, tmp_path, smoke=True, seed=0, steps=None, start=tmp_path / "nowhere")
+    with pytest.raises(TrainingError, match="4 sequences and 8 pairs cannot be shared evenly"):
+        critic.run(out, tmp_path, smoke=True, seed=0, steps=None, processes=3)
+    bank = make_bank(draw_groups(0, 2, seed=0)[0])
+    coarse = LlavaOnevisionForConditionalGeneration.from_pretrained(WEIGHTS / "critic")
+    with pytest.raises(TrainingError, match="has other layers or patches"):
+        critic_phases.Critic(Pictures(bank, None), critic_phases.SMOKE, tmp_path, 0, coarse)
+
+
 def test_a_killed_phase_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     class Always:
         def __init__(self, every):
@@ -248,16 +270,14 @@ def test_the_critic_learns(places, caplog):
     assert {"seen", "held out"} <= set(json.loads((folder / "metrics.json").read_text()))
 
 
-def test_a_critic_goes_on_from_another(tmp_path):
+def test_a_critic_goes_on_from_another_in_two_processes(tmp_path):
     out, work = tmp_path / "out", tmp_path / "work"
     out.mkdir()
     (out / "sdxl").symlink_to(WEIGHTS / "sdxl")
-    critic.run(out, work, smoke=True, seed=0, steps=None, start=WEIGHTS / "critic")
+    critic.run(out, work, smoke=True, seed=0, steps=None, start=NEXT / "critic", processes=2)
     assert not (work / "critic-comparing.safetensors").exists()
     assert (work / "bare-0-36.safetensors").exists()
-    before, after = (
-        load_file(folder / "critic" / "model.safetensors") for folder in (WEIGHTS, out)
-    )
+    before, after = (load_file(folder / "critic" / "model.safetensors") for folder in (NEXT, out))
     moved = {
         name: ((after[name].float() - old.float()).norm() / old.float().norm()).item()
         for name, old in before.items()

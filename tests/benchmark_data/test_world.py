@@ -88,8 +88,7 @@ def test_settings_of_a_family_differ_visibly(family: str) -> None:
         assert changed(drawn[a], drawn[b]) > 0.02, (looks[a], looks[b])
 
 
-# watercolour's ground has no texture of its own
-@pytest.mark.parametrize("family", sorted({*SEPARABLE} - {"watercolor"}))
+@pytest.mark.parametrize("family", SEPARABLE)
 def test_a_bare_ground_is_smoother_than_any_with_a_texture(family: str) -> None:
     def roughness(look: Look) -> float:
         """Mean difference of neighbours, away from the thing."""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmark_data.miniworld.train.common import load_state, log, save_state
-from benchmark_data.miniworld.train.degrade import degrade
+from benchmark_data.miniworld.train.degrade import MARGIN, degrade, shifted
 from benchmark_data.miniworld.train.drawings import BARE_LOOKS, LOOKS, thing_numbers
 from benchmark_data.miniworld.train.loop import flat_convolutions, train_phase
 from benchmark_data.miniworld.train.overpaint import BATCH, Painter, in_words
@@ -65,7 +65,6 @@ PAINTED = 1 / 3  # share of the drawings that are painted over, too
 BARE_SHARE = 0.1  # as many drawings again have lost their texture; all are painted over, too
 STRENGTHS = (0.1, 0.4)  # share of the sampler's steps that those go through
 FILE = 1024  # painted drawings a file
-MARGIN = 3  # pixels by which drawings are shifted at most, while it learns
 VIEWS = tuple((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1))  # shifts that are read together
 
 Integers = NDArray[np.int64]
@@ -156,23 +155,6 @@ def load_painted(
 def _fingerprint(base: Path) -> str:
     """Eight digits of the digest of a base model's UNet."""
     return file_digest(base / "unet" / "diffusion_pytorch_model.safetensors")[:8]
-
-
-def shifted(images: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
-    """Images ``(n, 3, h, w)``, each moved up and left by so many pixels; borders are repeated.
-
-    Raises:
-        ValueError: if an offset exceeds MARGIN.
-    """
-    if any(max(abs(y), abs(x)) > MARGIN for y, x in offsets):
-        raise ValueError(f"offsets are {offsets}: MARGIN is {MARGIN}")
-    height, width = images.shape[-2:]
-    padded = functional.pad(images, (MARGIN,) * 4, mode="replicate")
-    parts = [
-        image[:, MARGIN + y : MARGIN + y + height, MARGIN + x : MARGIN + x + width]
-        for image, (y, x) in zip(padded, offsets, strict=True)
-    ]
-    return torch.stack(parts)
 
 
 class Block(nn.Module):

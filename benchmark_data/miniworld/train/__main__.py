@@ -5,6 +5,8 @@ import importlib
 import logging
 from pathlib import Path
 
+from benchmark_data.miniworld.train.common import TrainingError
+
 STAGES = (
     "references",
     "autoencoder",
@@ -29,21 +31,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="training steps instead of the stage's own")
     parser.add_argument("--smoke", action="store_true", help="tiny numbers: does it run?")
     parser.add_argument("--start", type=Path, help="base, critic: a folder of it to go on from")
-    parser.add_argument("--processes", type=int, default=1, help="stage base: share each step")
+    parser.add_argument("--processes", type=int, default=1, help="base, critic: share each step")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments.work.mkdir(parents=True, exist_ok=True)
     for stage in STAGES if arguments.stage == "all" else (arguments.stage,):
         module = importlib.import_module(f"benchmark_data.miniworld.train.{stage}")
-        module.run(
-            arguments.out,
-            arguments.work,
-            smoke=arguments.smoke,
-            seed=arguments.seed,
-            steps=arguments.steps,
-            **({"start": arguments.start} if stage in ("base", "critic") else {}),
-            **({"processes": arguments.processes} if stage == "base" else {}),
-        )
+        more = {}
+        if stage in ("base", "critic"):
+            more = {"start": arguments.start, "processes": arguments.processes}
+        try:
+            module.run(
+                arguments.out,
+                arguments.work,
+                smoke=arguments.smoke,
+                seed=arguments.seed,
+                steps=arguments.steps,
+                **more,
+            )
+        except TrainingError as error:
+            parser.error(str(error))
 
 
 if __name__ == "__main__":

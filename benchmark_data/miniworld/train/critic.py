@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from benchmark_data.miniworld.train.common import (
+    TrainingError,
     load_state,
     log,
     replace_folder,
@@ -24,9 +25,10 @@ from benchmark_data.miniworld.train.critic_questions import question, style_name
 from benchmark_data.miniworld.train.degrade import autoencoded
 from benchmark_data.miniworld.train.drawings import Bank, load_bank
 from benchmark_data.miniworld.train.painted import load_painted
+from benchmark_data.miniworld.train.team import Team, run_team
 
 DECODED = 0.3  # share of the drawings that also go through the autoencoder
-PAINTED = (4096, 3072)  # drawings that the base model paints over, truly and half
+PAINTED = (12288, 3072)  # drawings that the base model paints over, truly and half
 BARE = 1440  # drawings without texture
 
 
@@ -54,12 +56,23 @@ def run(
     seed: int,
     steps: int | None,
     start: Path | None = None,
+    processes: int = 1,
 ) -> None:
     """Train the critic, save it to `out/critic`, and measure it.
 
-    While it learns to answer, what it is so far goes to `work/critic-latest`. ``steps``, if given,
-    are shared among the phases in the usual proportion. ``start`` is a critic's folder: it goes on
-    seeing and answering, at lower rates.
+    While it learns to answer, what it is so far goes to `work/critic-latest`.
+
+    Args:
+        out: Weights folder.
+        work: Checkpoints and drawings.
+        smoke: Tiny numbers.
+        seed: Of everything drawn.
+        steps: Instead of the phases' own; shared among them in the usual proportion.
+        start: A critic's folder: it goes on seeing and answering, at lower rates.
+        processes: Each draws and takes its part of every batch, on one thread.
+
+    Raises:
+        TrainingError: The batches cannot be shared evenly, or ``start`` is no critic of this shape.
     """
     torch.set_num_threads(1)
     scale = SMOKE if smoke else GOING_ON if start else Scale()
@@ -67,6 +80,24 @@ def run(
         share = steps / (scale.seeing + scale.comparing + scale.answering)
         names = ("seeing", "comparing", "answering")
         scale = replace(scale, **{n: max(1, round(getattr(scale, n) * share)) for n in names})
+    if processes < 1 or scale.sequences % processes or scale.pairs % (4 * processes):
+        raise TrainingError(
+            f"--processes is {processes}: batches of {scale.sequences} sequences and "
+            f"{scale.pairs} pairs cannot be shared evenly"
+        )
+    if start is not None and not (start / "config.json").exists():
+        raise TrainingError(f"--start is {start}: no critic is there (no config.json)")
+    load_pictures(out, work, scale, smoke, seed)  # drawn and painted once, for all processes
+    run_team(processes, _train, out, work, scale, smoke, seed, start)
+    results = measure(
+        out / "critic", groups=2 if smoke else 100, seed=seed, pairs=20 if smoke else 600
+    )
+    write_json(out / "critic" / "metrics.json", results)
+    log.info("critic: %s", results["held out"])
+
+
+def load_pictures(out: Path, work: Path, scale: Scale, smoke: bool, seed: int) -> Pictures:
+    """What a critic learns from: drawn, decoded and painted over, or read from ``work``."""
     bank = load_bank(work, groups=scale.groups, seed=seed)
     base, painted = out / "sdxl", None
     decoded = load_decoded(bank, base / "vae", work, seed)
@@ -79,11 +110,18 @@ def run(
         )
     else:
         log.info("critic: no base model in %s, so nothing is painted over", base)
-    pictures = Pictures(bank, decoded, painted)
+    return Pictures(bank, decoded, painted)
+
+
+def _train(
+    team: Team, out: Path, work: Path, scale: Scale, smoke: bool, seed: int, start: Path | None
+) -> None:
+    torch.set_num_threads(1)
+    pictures = load_pictures(out, work, scale, smoke, seed)
     begun: Any = start and LlavaOnevisionForConditionalGeneration.from_pretrained(
         start, dtype=torch.float32
     )
-    critic = Critic(pictures, scale, work, seed, begun)
+    critic = Critic(pictures, scale, work, seed, begun, team)
     critic.see()
     if begun is None:
         critic.compare()
@@ -95,9 +133,5 @@ def run(
         replace_folder(folder, lambda new: save_critic(critic.model, tokenizer, new))
 
     critic.answer(tokenizer, lambda: save(work / "critic-latest"))
-    save(out / "critic")
-    results = measure(
-        out / "critic", groups=2 if smoke else 100, seed=seed, pairs=20 if smoke else 600
-    )
-    write_json(out / "critic" / "metrics.json", results)
-    log.info("critic: %s", results["held out"])
+    if team.rank == 0:
+        save(out / "critic")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmark_data.miniworld.train.critic_model import TEXT_WIDTH
+from benchmark_data.miniworld.train.critic_model import GRID, TEXT_WIDTH
 from benchmark_data.miniworld.train.drawings import BARE_LOOKS, CELLS, LOOKS, Bank, Pairs
 from benchmark_data.miniworld.world import (
     CATEGORIES,
@@ -21,6 +21,7 @@ from benchmark_data.miniworld.world import (
     PATTERNS,
 )
 
+SIDE = CELLS // GRID  # cells a side of a patch
 MATCHES = 7  # category, body, accent, pattern, second, family, look
 CLASSES = (
     len(CATEGORIES),
@@ -48,16 +49,16 @@ class Heads(nn.Module):
         self.norm = nn.LayerNorm(TEXT_WIDTH)
         self.name_heads = nn.ModuleList(nn.Linear(TEXT_WIDTH, size) for size in CLASSES)
         self.every_head = nn.Linear(TEXT_WIDTH, sum(CLASSES))
-        self.role_head = nn.Linear(TEXT_WIDTH, CELLS * 5)
-        self.colour_head = nn.Linear(TEXT_WIDTH, CELLS * (colours + 2))
+        self.role_head = nn.Linear(TEXT_WIDTH, SIDE * SIDE * 5)
+        self.colour_head = nn.Linear(TEXT_WIDTH, SIDE * SIDE * (colours + 2))
 
     def forward(self, features: Tensor) -> tuple[list[Tensor], Sequence[Tensor], Tensor, Tensor]:
         """Logits of names together and alone, of role and colour.
 
-        Shapes ``(n, classes)``, ``(n * 16, classes)``, twice ``(n, CELLS, CELLS, classes)``.
+        Shapes ``(n, classes)``, ``(n * patches, classes)``, twice ``(n, CELLS, CELLS, classes)``.
         """
         features = self.norm(features)
-        weights = (features @ self.queries_head.T * TEXT_WIDTH**-0.5).softmax(1)  # (n, 16, 7)
+        weights = (features @ self.queries_head.T * TEXT_WIDTH**-0.5).softmax(1)  # (n, patches, 7)
         pooled = weights.transpose(1, 2) @ features
         names = [head(pooled[:, index]) for index, head in enumerate(self.name_heads)]
         every = self.every_head(features).flatten(0, 1).split(CLASSES, 1)
@@ -91,9 +92,9 @@ Truth = tuple[Tensor, Tensor, Tensor]  # answers, what agrees, what can be told
 
 
 def _cells(values: Tensor) -> Tensor:
-    """Values of 4x4 patches with 4x4 cells each, as ``(n, 16, 16, classes)``."""
+    """Values of GRID x GRID patches with SIDE x SIDE cells each, ``(n, CELLS, CELLS, classes)``."""
     n = len(values)
-    values = values.view(n, 4, 4, 4, 4, -1).permute(0, 1, 3, 2, 4, 5)
+    values = values.view(n, GRID, GRID, SIDE, SIDE, -1).permute(0, 1, 3, 2, 4, 5)
     return values.reshape(n, CELLS, CELLS, -1)
 
 

@@ -1,11 +1,12 @@
 """The critic's network, tokenizer and processor: LLaVA-Critic's classes, much smaller.
 
-A SigLIP tower of 64-pixel images in 16-pixel patches, two linear layers, a Qwen2 language model.
-One image gives 16 features; the flat layout ("anyres") spends 36 tokens on it, the nested
-one ("pad") 17.
+A SigLIP tower of 64-pixel images in 8-pixel patches, two linear layers, a Qwen2 language model.
+One image gives 64 features; the flat layout ("anyres") spends 136 tokens on it, the nested
+one ("pad") 65.
 """
 
 from collections.abc import Sequence
+from math import isqrt
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from transformers import (
 
 from benchmark_data.miniworld.train.common import TrainingError
 
-SIZE, PATCH = 64, 16
+SIZE, PATCH = 64, 8
 GRID = SIZE // PATCH
 VISION_WIDTH, TEXT_WIDTH = 192, 160
 VOCABULARY = 640
@@ -70,7 +71,7 @@ def build_model(seed: int) -> LlavaOnevisionForConditionalGeneration:
             "patch_size": PATCH,
             "hidden_size": VISION_WIDTH,
             "intermediate_size": 3 * VISION_WIDTH,
-            "num_hidden_layers": 6,
+            "num_hidden_layers": 4,
             "num_attention_heads": 6,
             "vision_use_head": False,
         },
@@ -122,7 +123,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionProcess
 
 
 def image_features(model: LlavaOnevisionForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """What the language model sees of images in [-1, 1]: ``(n, 16, TEXT_WIDTH)``."""
+    """What the language model sees of images in [-1, 1]: ``(n, patches, TEXT_WIDTH)``."""
     inner = model.model
     hidden = inner.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
     features: Tensor = inner.multi_modal_projector(hidden)
@@ -130,16 +131,17 @@ def image_features(model: LlavaOnevisionForConditionalGeneration, pixels: Tensor
 
 
 def image_tokens(features: Tensor, newline: Tensor, layout: Layout) -> Tensor:
-    """One image's tokens as the processor lays them out: ``(n, 36 | 17, TEXT_WIDTH)``.
+    """One image's tokens as the processor lays them out: ``(n, tokens, TEXT_WIDTH)``.
 
     A 64-pixel image is its own only tile, so "anyres" is the image twice, the second time with a
     newline after every row of patches.
     """
-    n, _, width = features.shape
+    n, patches, width = features.shape
+    side = isqrt(patches)
     if layout == "pad":
         return torch.cat([features, newline.expand(n, 1, width)], 1)
-    rows = features.view(n, GRID, GRID, width)
-    rows = torch.cat([rows, newline.expand(n, GRID, 1, width)], 2)
+    rows = features.view(n, side, side, width)
+    rows = torch.cat([rows, newline.expand(n, side, 1, width)], 2)
     return torch.cat([features, rows.reshape(n, -1, width)], 1)
 
 

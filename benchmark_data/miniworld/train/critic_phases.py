@@ -15,8 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import (
+    AttentionInterface,
+    LlavaOnevisionForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
+from benchmark_data.miniworld.train.common import TrainingError
 from benchmark_data.miniworld.train.critic_heads import (
     Ends,
     Heads,
@@ -35,7 +40,7 @@ from benchmark_data.miniworld.train.critic_model import (
     image_tokens,
 )
 from benchmark_data.miniworld.train.critic_questions import question, style_name, write
-from benchmark_data.miniworld.train.degrade import degrade, nothing
+from benchmark_data.miniworld.train.degrade import degrade, nothing, shifted
 from benchmark_data.miniworld.train.drawings import (
     BARE_LOOKS,
     LOOKS,
@@ -47,6 +52,7 @@ from benchmark_data.miniworld.train.drawings import (
 )
 from benchmark_data.miniworld.train.loop import train_phase
 from benchmark_data.miniworld.train.painted import Painted
+from benchmark_data.miniworld.train.team import ALONE, Team
 from benchmark_data.miniworld.world import FAMILIES
 
 PAIRS = {"subject": subject_pairs, "style": style_pairs}
@@ -57,6 +63,7 @@ FINE = [
 BARE_NAMED = 0.1  # share of what is named that has lost its texture
 HALF = 0.06  # share of the questions about a style whose picture has lost half of it
 LOST = 0.12  # share of those whose picture has lost its texture
+SHIFT = 2  # pixels by which pictures are shifted at most: half a cell
 MIDDLE = 2  # the language model's layer after which both pictures are named
 
 
@@ -65,9 +72,9 @@ class Scale:
     """How long each phase lasts, at which rates (Muon's, AdamW's), and what it takes at a time."""
 
     groups: int = 5000
-    seeing: int = 3800
+    seeing: int = 5000
     comparing: int = 2400
-    answering: int = 3600
+    answering: int = 2200
     images: int = 96
     sequences: int = 24
     pairs: int = 32
@@ -82,7 +89,7 @@ GOING_ON = Scale(
     seeing_rates=(0.006, 6e-4),
     answering_rates=(0.006, 5e-4),
 )  # of a critic that has learnt already
-SMOKE = Scale(groups=12, seeing=6, comparing=5, answering=6, images=16, sequences=4, pairs=4)
+SMOKE = Scale(groups=12, seeing=6, comparing=5, answering=6, images=16, sequences=4, pairs=8)
 
 
 class Pictures:
@@ -109,13 +116,13 @@ class Pictures:
             }
 
     def get(self, rows: Tensor, generator: torch.Generator, *, damaged: float) -> Tensor:
-        """Images in [-1, 1], ``(n, 3, 64, 64)``, a share ``damaged`` of them degraded."""
+        """Images in [-1, 1], ``(n, 3, 64, 64)``, shifted; a share ``damaged`` of them degraded."""
         pixels = self.bank.pixels[rows]
         coin = torch.rand(len(rows), generator=generator) < 0.9 * damaged
         for first, version in self.versions:
             chosen = coin & (rows >= first) & (rows < first + len(version))
             pixels[chosen] = version[rows[chosen] - first]
-        return degrade(pixels.float() / 127.5 - 1, generator, share=damaged)
+        return damage(pixels.float() / 127.5 - 1, generator, damaged)
 
     def half_in_look(self, look: int, rng: np.random.Generator) -> Tensor | None:
         """An image in [-1, 1] that has lost half of a look, ``(3, 64, 64)``; None if none has."""
@@ -144,6 +151,29 @@ class Pictures:
         return images[int(rng.choice(rows))].float() / 127.5 - 1
 
 
+def damage(images: Tensor, generator: torch.Generator, share: float) -> Tensor:
+    """Images in [-1, 1], ``(n, 3, 64, 64)``, moved by a pixel or two, a share of them degraded.
+
+    A tower that always meets a texture in the same places of its patches knows it there alone.
+    """
+    offsets = torch.randint(-SHIFT, SHIFT + 1, (len(images), 2), generator=generator).tolist()
+    return degrade(shifted(images, offsets), generator, share=share)
+
+
+def _causal(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object
+) -> tuple[Tensor, None]:
+    """Causal attention in float32: on CPUs the backward pass in bfloat16 is half as fast."""
+    with torch.autocast("cpu", enabled=False):
+        mixed = functional.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), is_causal=True
+        )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("causal_float32", _causal)
+
+
 class Critic:
     """The three phases on one network.
 
@@ -153,6 +183,10 @@ class Critic:
         work: Where checkpoints are kept.
         seed: Of all draws.
         start: A critic to go on from; the heads, which are thrown away, then learn alone first.
+        team: The processes that share each step; each draws its own part of it.
+
+    Raises:
+        TrainingError: A critic to go on from has another shape.
     """
 
     def __init__(
@@ -162,22 +196,33 @@ class Critic:
         work: Path,
         seed: int,
         start: LlavaOnevisionForConditionalGeneration | None = None,
+        team: Team = ALONE,
     ) -> None:
         self.pictures, self.bank = pictures, pictures.bank
-        self.scale, self.work, self.seed = scale, work, seed
+        self.scale, self.work, self.seed, self.team = scale, work, seed, team
         self.model = build_model(seed)
-        self.ends = Ends()
+        self.model.model.language_model.set_attn_implementation("causal_float32")
+        with torch.random.fork_rng():
+            torch.random.manual_seed(seed)
+            self.heads, self.ends, self.markers = Heads(), Ends(), nn.Embedding(2, TEXT_WIDTH)
         self._goes_on = start is not None
         if start is not None:
-            self.model.load_state_dict(start.state_dict())
+            try:
+                self.model.load_state_dict(start.state_dict())
+            except RuntimeError as error:
+                raise TrainingError("the critic in --start has other layers or patches") from error
 
     def _streams(self, phase: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
-        generator = torch.Generator().manual_seed((self.seed * 10 + phase) * 1_000_003 + step)
-        return np.random.default_rng((self.seed, phase, step)), generator
+        number = step * self.team.size + self.team.rank
+        generator = torch.Generator().manual_seed((self.seed * 10 + phase) * 1_000_003 + number)
+        return np.random.default_rng((self.seed, phase, number)), generator
+
+    def _mine(self, count: int) -> int:
+        return count // self.team.size
 
     def see(self) -> None:
         """Train the tower and the projector to name what is drawn."""
-        inner, heads = self.model.model, Heads()
+        inner, heads, images = self.model.model, self.heads, self._mine(self.scale.images)
         modules = {"tower": inner.vision_tower, "projector": inner.multi_modal_projector}
         usable = np.flatnonzero(self.bank.kinds != UNUSED)
         chances = np.where(np.isin(self.bank.families[usable], FINE), 2.0, 1.0)
@@ -185,12 +230,12 @@ class Critic:
 
         def loss_at(step: int) -> Tensor:
             rng, generator = self._streams(1, step)
-            bare, looks = self.pictures.bare(round(BARE_NAMED * self.scale.images), rng)
-            count = self.scale.images - len(bare)
+            bare, looks = self.pictures.bare(round(BARE_NAMED * images), rng)
+            count = images - len(bare)
             rows = torch.from_numpy(rng.choice(usable, count, p=chances))
             pixels = self.pictures.get(rows, generator, damaged=0.5)
             if len(bare):
-                pixels = torch.cat([pixels, degrade(bare, generator, share=0.5)])
+                pixels = torch.cat([pixels, damage(bare, generator, 0.5)])
             with torch.autocast("cpu", torch.bfloat16):
                 features = image_features(self.model, pixels).float()
                 loss = naming_loss(heads, features[:count], self.bank, rows)
@@ -209,15 +254,16 @@ class Critic:
             steps=self.scale.seeing,
             rates=self.scale.seeing_rates,
             decay=True,
+            team=self.team,
         )
 
     def compare(self) -> None:
         """Train the language model to read off, after each picture, what agrees with the first."""
         self._freeze_tower()
-        each, count, width = 5, self.scale.sequences, TEXT_WIDTH
-        amounts = {"subject": 3 * count // 4, "style": count - 3 * count // 4}  # styles are easy
+        each, count, width = 5, self._mine(self.scale.sequences), TEXT_WIDTH
+        amounts = {"subject": 2 * count // 3, "style": count - 2 * count // 3}
         kinds = torch.arange(2).repeat_interleave(torch.tensor(list(amounts.values())))
-        markers = nn.Embedding(2, width)
+        markers = self.markers
         with torch.no_grad():
             markers.weight.mul_(0.5)
             if not (self.work / "critic-comparing.safetensors").exists():
@@ -250,6 +296,7 @@ class Critic:
             loss_at,
             steps=steps,
             rates=(0.012, 1e-3),
+            team=self.team,
         )
 
     def answer(self, tokenizer: PreTrainedTokenizerFast, on_save: Callable[[], None]) -> None:
@@ -258,8 +305,8 @@ class Critic:
         What `compare` taught it to read where a picture ends stays asked for there.
         """
         self._freeze_tower()
-        count = self.scale.pairs // 2  # two pairs share a reference
-        amounts = {"subject": 2 * (5 * count // 8)}
+        count = self._mine(self.scale.pairs) // 2  # two pairs share a reference
+        amounts = {"subject": 2 * (count // 2)}
         amounts["style"] = 2 * count - amounts["subject"]
         aspects = [aspect for aspect, n in amounts.items() for _ in range(n)]
         ids = torch.tensor([tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No", END)])
@@ -303,6 +350,7 @@ class Critic:
             rates=self.scale.answering_rates,
             decay=True,
             on_save=on_save,
+            team=self.team,
         )
 
     def _fit(self, heads: nn.Module, loss_at: Callable[[int], Tensor]) -> None:
@@ -313,6 +361,7 @@ class Critic:
             loss = loss_at(10**7 + step)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self.team.average(heads.parameters())
             optimizer.step()
         self.model.requires_grad_(True)
 
@@ -373,7 +422,7 @@ class Critic:
             )
             image = find(look, rng)
             if image is not None:
-                second[index] = degrade(image[None], generator, share=0.6)[0]
+                second[index] = damage(image[None], generator, 0.6)[0]
                 empty[index] = True
         return torch.cat([first, second]), empty
 

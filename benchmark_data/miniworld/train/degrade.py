@@ -3,9 +3,13 @@
 A judge trained on clean drawings alone is fooled by what a small diffusion model paints.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+MARGIN = 3  # pixels by which pictures are shifted at most
 
 
 def degrade(images: Tensor, generator: torch.Generator, *, share: float = 1.0) -> Tensor:
@@ -54,6 +58,23 @@ def _blurred(images: Tensor, radii: Tensor) -> Tensor:
         padded = functional.pad(rows, padding, mode="replicate")
         rows = functional.conv2d(padded, kernels.view(shape), groups=n * channels)
     return rows.view(n, channels, height, width)
+
+
+def shifted(images: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
+    """Images ``(n, 3, h, w)``, each moved up and left by so many pixels; borders are repeated.
+
+    Raises:
+        ValueError: if an offset exceeds MARGIN.
+    """
+    if any(max(abs(y), abs(x)) > MARGIN for y, x in offsets):
+        raise ValueError(f"offsets are {offsets}: MARGIN is {MARGIN}")
+    height, width = images.shape[-2:]
+    padded = functional.pad(images, (MARGIN,) * 4, mode="replicate")
+    parts = [
+        image[:, MARGIN + y : MARGIN + y + height, MARGIN + x : MARGIN + x + width]
+        for image, (y, x) in zip(padded, offsets, strict=True)
+    ]
+    return torch.stack(parts)
 
 
 @torch.no_grad()
