@@ -98,7 +98,7 @@ def score(
     failed: list[str] = []
     for start in range(0, len(pending), batch_size):
         batch = pending[start : start + batch_size]
-        scores = metric.score([_evaluated(sample, references) for sample, _, _ in batch])
+        scores = metric.score([evaluated(sample, references) for sample, _, _ in batch])
         store.append(
             [
                 Record(
@@ -163,7 +163,8 @@ def _known(store: RunStore) -> dict[tuple[str | int, ...], set[str]]:
     return known
 
 
-def _evaluated(sample: Sample, references: References) -> Evaluated:
+def evaluated(sample: Sample, references: References) -> Evaluated:
+    """Return a sample as a metric looks at it: its image beside the references."""
     return Evaluated(
         sample=sample,
         image=read_image(sample.path),

@@ -10,7 +10,6 @@ from benchmark_data.load import load_suite
 from leaderboards.entry import Entry
 from leaderboards.records import Records
 from leaderboards.shape import Problem
-from mars2.files import read_image
 from mars2.job import RunError
 from mars2.store import RunStore
 
@@ -37,9 +36,10 @@ def rejudge(
         JudgeError: The judge cannot be loaded.
     """
     from mars2.judges import TEMPLATES
-    from mars2.metrics import Evaluated, MetricSettings, load_metric
+    from mars2.metrics import MetricSettings, load_metric
     from mars2.metrics.mars2 import Mars2Metric
     from mars2.references import find_references
+    from mars2.score import evaluated
 
     store = RunStore.open(run)
     references = find_references(store)
@@ -67,18 +67,7 @@ def rejudge(
         if image != row.image:
             problems.append(Problem(file, at, f"image {row.image}", f"{image} at {sample.path}"))
             continue
-        scores = metric.score(
-            [
-                Evaluated(
-                    sample=sample,
-                    image=read_image(sample.path),
-                    subject_references=references.images(sample.subject),
-                    style_references=references.images(sample.style),
-                    style_phrase=references.phrases[sample.style],
-                    prompt=sample.prompt,
-                )
-            ]
-        )[0]
+        scores = metric.score([evaluated(sample, references)])[0]
         for score in scores:
             claimed = row.value(score.metric)
             if score.value != claimed:
