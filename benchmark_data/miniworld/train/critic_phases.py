@@ -163,7 +163,7 @@ def damage(images: Tensor, generator: torch.Generator, share: float) -> Tensor:
 def _causal(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object
 ) -> tuple[Tensor, None]:
-    """Causal attention in float32: on CPUs the backward pass in bfloat16 is half as fast."""
+    """Causal attention in float32: on CPUs its backward pass is slower in bfloat16."""
     with torch.autocast("cpu", enabled=False):
         mixed = functional.scaled_dot_product_attention(
             query.float(), key.float(), value.float(), is_causal=True
