@@ -29,7 +29,7 @@ from benchmark_data.miniworld.train.team import Team, run_team
 
 DECODED = 0.3  # share of the drawings that also go through the autoencoder
 PAINTED = (12288, 3072)  # drawings that the base model paints over, truly and half
-BARE = 1440  # drawings without texture
+BARE, FAINT = 1440, 2880  # drawings without texture, and with a faint one
 
 
 def load_decoded(bank: Bank, vae: Path, work: Path, seed: int) -> Tensor | None:
@@ -68,7 +68,7 @@ def run(
         smoke: Tiny numbers.
         seed: Of everything drawn.
         steps: Instead of the phases' own; shared among them in the usual proportion.
-        start: A critic's folder: it goes on seeing and answering, at lower rates.
+        start: A critic's folder: its tower stays, it goes on comparing and answering.
         processes: Each draws and takes its part of every batch, on one thread.
 
     Raises:
@@ -76,10 +76,15 @@ def run(
     """
     torch.set_num_threads(1)
     scale = SMOKE if smoke else GOING_ON if start else Scale()
+    if start is not None:
+        scale = replace(scale, seeing=0)
     if steps is not None:
         share = steps / (scale.seeing + scale.comparing + scale.answering)
-        names = ("seeing", "comparing", "answering")
-        scale = replace(scale, **{n: max(1, round(getattr(scale, n) * share)) for n in names})
+        seeing, comparing, answering = (
+            max(1, round(amount * share)) if amount else 0
+            for amount in (scale.seeing, scale.comparing, scale.answering)
+        )
+        scale = replace(scale, seeing=seeing, comparing=comparing, answering=answering)
     if processes < 1 or scale.sequences % processes or scale.pairs % (4 * processes):
         raise TrainingError(
             f"--processes is {processes}: batches of {scale.sequences} sequences and "
@@ -104,9 +109,17 @@ def load_pictures(out: Path, work: Path, scale: Scale, smoke: bool, seed: int) -
     if (base / "unet").exists():
         first = len(decoded) if decoded is not None else 0
         true, half = (8, 8) if smoke else PAINTED
-        bare = 36 if smoke else BARE
+        bare, faint = (36, 36) if smoke else (BARE, FAINT)
         painted = load_painted(
-            base, bank, work, first=first, true=true, half=half, bare=bare, seed=seed
+            base,
+            bank,
+            work,
+            first=first,
+            true=true,
+            half=half,
+            bare=bare,
+            faint=faint,
+            seed=seed,
         )
     else:
         log.info("critic: no base model in %s, so nothing is painted over", base)
@@ -123,8 +136,7 @@ def _train(
     )
     critic = Critic(pictures, scale, work, seed, begun, team)
     critic.see()
-    if begun is None:
-        critic.compare()
+    critic.compare()
     rng = np.random.default_rng(seed)
     texts = [question("")] * 200 + [question(style_name(rng)) for _ in range(400)]
     tokenizer = build_tokenizer(texts)

@@ -7,9 +7,8 @@ the chat string that the judge uses, the answer's token and the end token.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -63,13 +62,17 @@ FINE = [
 BARE_NAMED = 0.1  # share of what is named that has lost its texture
 HALF = 0.06  # share of the questions about a style whose picture has lost half of it
 LOST = 0.12  # share of those whose picture has lost its texture
+FAINT = 0.2  # share of those whose picture has a faint texture of the very look
 SHIFT = 2  # pixels by which pictures are shifted at most: half a cell
 MIDDLE = 2  # the language model's layer after which both pictures are named
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How long each phase lasts, at which rates (Muon's, AdamW's), and what it takes at a time."""
+    """How long each phase lasts, at which rates (Muon's, AdamW's), and what it takes at a time.
+
+    ``compared`` and ``asked`` are the shares of comparisons and questions about subjects.
+    """
 
     groups: int = 5000
     seeing: int = 5000
@@ -78,17 +81,21 @@ class Scale:
     images: int = 96
     sequences: int = 24
     pairs: int = 32
+    compared: float = 2 / 3
+    asked: float = 1 / 2
     seeing_rates: tuple[float, float] = (0.015, 1.5e-3)
+    comparing_rates: tuple[float, float] = (0.012, 1e-3)
     answering_rates: tuple[float, float] = (0.01, 8e-4)
 
 
 GOING_ON = Scale(
-    seeing=2500,
-    comparing=0,
-    answering=2000,
-    seeing_rates=(0.006, 6e-4),
+    comparing=2000,
+    answering=1500,
+    compared=1 / 3,
+    asked=3 / 8,
+    comparing_rates=(0.009, 7.5e-4),
     answering_rates=(0.006, 5e-4),
-)  # of a critic that has learnt already
+)  # of a critic that has learnt already: styles are what it still lacks
 SMOKE = Scale(groups=12, seeing=6, comparing=5, answering=6, images=16, sequences=4, pairs=8)
 
 
@@ -101,6 +108,7 @@ class Pictures:
         self._painted = painted
         self._half_by_look: dict[int, np.ndarray] = {}
         self._bare_by_look: dict[int, np.ndarray] = {}
+        self._faint_by_look: dict[int, np.ndarray] = {}
         if decoded is not None:
             self.versions.append((0, decoded))
         if painted is not None:
@@ -114,6 +122,8 @@ class Pictures:
                 for number, look in enumerate(LOOKS)
                 if (look.family, look.palette) in rows
             }
+            looks = painted.faint_looks
+            self._faint_by_look = {look: np.flatnonzero(looks == look) for look in set(looks)}
 
     def get(self, rows: Tensor, generator: torch.Generator, *, damaged: float) -> Tensor:
         """Images in [-1, 1], ``(n, 3, 64, 64)``, shifted; a share ``damaged`` of them degraded."""
@@ -122,15 +132,24 @@ class Pictures:
         for first, version in self.versions:
             chosen = coin & (rows >= first) & (rows < first + len(version))
             pixels[chosen] = version[rows[chosen] - first]
-        return damage(pixels.float() / 127.5 - 1, generator, damaged)
+        return damage(_floats(pixels), generator, damaged)
 
     def half_in_look(self, look: int, rng: np.random.Generator) -> Tensor | None:
         """An image in [-1, 1] that has lost half of a look, ``(3, 64, 64)``; None if none has."""
-        return self._one(self._half_by_look.get(look), "half", rng)
+        row = self._row(self._half_by_look, look, rng)
+        return None if row is None or self._painted is None else _floats(self._painted.half[row])
 
     def bare_of_look(self, look: int, rng: np.random.Generator) -> Tensor | None:
         """An image in [-1, 1] in a look without its texture, ``(3, 64, 64)``; None if none is."""
-        return self._one(self._bare_by_look.get(look), "bare", rng)
+        row = self._row(self._bare_by_look, look, rng)
+        return None if row is None or self._painted is None else _floats(self._painted.bare[row])
+
+    def faint_of_look(self, look: int, rng: np.random.Generator) -> tuple[Tensor, bool] | None:
+        """An image in [-1, 1] in a look whose texture is faint, and whether it counts, or None."""
+        row = self._row(self._faint_by_look, look, rng)
+        if row is None or self._painted is None:
+            return None
+        return _floats(self._painted.faint[row]), bool(self._painted.faint_there[row])
 
     def bare(self, count: int, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
         """Images in [-1, 1] without texture, ``(n, 3, 64, 64)``; numbers of BARE_LOOKS, ``(n,)``.
@@ -140,15 +159,17 @@ class Pictures:
         if self._painted is None:
             return torch.empty(0, 3, 64, 64), np.empty(0, np.int64)
         rows = rng.integers(len(self._painted.bare), size=count)
-        return self._painted.bare[rows].float() / 127.5 - 1, self._painted.bare_looks[rows]
+        return _floats(self._painted.bare[rows]), self._painted.bare_looks[rows]
 
-    def _one(
-        self, rows: np.ndarray | None, which: Literal["half", "bare"], rng: np.random.Generator
-    ) -> Tensor | None:
-        if self._painted is None or rows is None or not len(rows):
-            return None
-        images = self._painted.half if which == "half" else self._painted.bare
-        return images[int(rng.choice(rows))].float() / 127.5 - 1
+    def _row(
+        self, by_look: dict[int, np.ndarray], look: int, rng: np.random.Generator
+    ) -> int | None:
+        rows = by_look.get(look)
+        return None if rows is None or not len(rows) else int(rng.choice(rows))
+
+
+def _floats(pixels: Tensor) -> Tensor:
+    return pixels.float() / 127.5 - 1
 
 
 def damage(images: Tensor, generator: torch.Generator, share: float) -> Tensor:
@@ -182,7 +203,7 @@ class Critic:
         scale: How long.
         work: Where checkpoints are kept.
         seed: Of all draws.
-        start: A critic to go on from; the heads, which are thrown away, then learn alone first.
+        start: A critic to go on from; what is thrown away in the end then learns alone first.
         team: The processes that share each step; each draws its own part of it.
 
     Raises:
@@ -243,13 +264,9 @@ class Critic:
                     loss = loss + BARE_NAMED * bare_loss(heads, features[count:], looks)
                 return loss
 
-        checkpoint = self.work / "critic-seeing.safetensors"
-        if self._goes_on and not checkpoint.exists():
-            self._fit(heads, loss_at)
-        modules["heads"] = heads
         train_phase(
-            checkpoint,
-            modules,
+            self.work / "critic-seeing.safetensors",
+            {**modules, "heads": heads},
             loss_at,
             steps=self.scale.seeing,
             rates=self.scale.seeing_rates,
@@ -261,12 +278,14 @@ class Critic:
         """Train the language model to read off, after each picture, what agrees with the first."""
         self._freeze_tower()
         each, count, width = 5, self._mine(self.scale.sequences), TEXT_WIDTH
-        amounts = {"subject": 2 * count // 3, "style": count - 2 * count // 3}
+        subjects = round(self.scale.compared * count)
+        amounts = {"subject": subjects, "style": count - subjects}
         kinds = torch.arange(2).repeat_interleave(torch.tensor(list(amounts.values())))
         markers = self.markers
+        checkpoint = self.work / "critic-comparing.safetensors"
         with torch.no_grad():
             markers.weight.mul_(0.5)
-            if not (self.work / "critic-comparing.safetensors").exists():
+            if not (self._goes_on or checkpoint.exists()):
                 self._unit_projector()
 
         def loss_at(step: int) -> Tensor:
@@ -276,7 +295,7 @@ class Critic:
             pairs = _joined(parts)
             styles = np.repeat([aspect == "style" for aspect in amounts], list(amounts.values()))
             asked = np.repeat(styles, each)
-            pixels, empty = self._images(references, pairs, asked, rng, generator)
+            pixels, pairs, unknown = self._images(references, pairs, asked, rng, generator)
             with torch.autocast("cpu", torch.bfloat16):
                 features = self._features(pixels)
                 tokens = image_tokens(features, self.model.model.image_newline, "pad")
@@ -285,17 +304,18 @@ class Critic:
                 states = self._language(torch.cat([marker, first, others], 1))
             length = tokens.shape[1]
             middle, last = (state[:, 2 * length :: length].flatten(0, 1) for state in states)
-            truth = self._truth(pairs, empty)
-            return self.ends.loss(middle, last, *self._names(pairs, empty), truth)
+            truth = self._truth(pairs, unknown)
+            return self.ends.loss(middle, last, *self._names(pairs, unknown), truth)
 
-        modules = {"model": self.model, "ends": self.ends, "markers": markers}
-        steps = self.scale.comparing
+        if self._goes_on and not checkpoint.exists():
+            self._fit(nn.ModuleList([self.ends, markers]), loss_at)
+            self._freeze_tower()
         train_phase(
-            self.work / "critic-comparing.safetensors",
-            modules,
+            checkpoint,
+            {"model": self.model, "ends": self.ends, "markers": markers},
             loss_at,
-            steps=steps,
-            rates=(0.012, 1e-3),
+            steps=self.scale.comparing,
+            rates=self.scale.comparing_rates,
             team=self.team,
         )
 
@@ -306,7 +326,7 @@ class Critic:
         """
         self._freeze_tower()
         count = self._mine(self.scale.pairs) // 2  # two pairs share a reference
-        amounts = {"subject": 2 * (count // 2)}
+        amounts = {"subject": 2 * round(self.scale.asked * count)}
         amounts["style"] = 2 * count - amounts["subject"]
         aspects = [aspect for aspect, n in amounts.items() for _ in range(n)]
         ids = torch.tensor([tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No", END)])
@@ -318,8 +338,9 @@ class Critic:
             layout: Layout = "anyres" if rng.random() < 0.65 else "pad"
             styles = [style_name(rng) if aspect == "style" else "" for aspect in aspects]
             asked = np.array([aspect == "style" for aspect in aspects])
-            pixels, empty = self._images(pairs.references[::2], pairs, asked, rng, generator)
-            truth = self._truth(pairs, empty)
+            first_ones = pairs.references[::2]
+            pixels, pairs, unknown = self._images(first_ones, pairs, asked, rng, generator)
+            truth = self._truth(pairs, unknown)
             words = torch.where(truth[0] > 0, yes, no)
             with torch.autocast("cpu", torch.bfloat16):
                 features = self._features(pixels)
@@ -333,18 +354,13 @@ class Critic:
                 then = self.model.lm_head(hidden[here, last + 1]).float()
             loss = functional.cross_entropy(said, words)
             loss = loss + 0.1 * functional.cross_entropy(then, end.expand_as(words))
-            names = self._names(pairs, empty)
+            names = self._names(pairs, unknown)
             read = self.ends.loss(middle[here, seen], hidden[here, seen], *names, truth)
             return loss + 0.5 * read
 
-        modules = {"model": self.model, "ends": self.ends}
-        checkpoint = self.work / "critic-answering.safetensors"
-        if self._goes_on and not checkpoint.exists():
-            self._fit(self.ends, loss_at)
-            self._freeze_tower()
         train_phase(
-            checkpoint,
-            modules,
+            self.work / "critic-answering.safetensors",
+            {"model": self.model, "ends": self.ends},
             loss_at,
             steps=self.scale.answering,
             rates=self.scale.answering_rates,
@@ -357,7 +373,7 @@ class Critic:
         """Let heads alone learn what a critic that goes on knows already, on other draws."""
         self.model.requires_grad_(False)
         optimizer = torch.optim.AdamW(heads.parameters(), lr=3e-3)
-        for step in range(min(200, self.scale.seeing)):
+        for step in range(min(200, self.scale.comparing)):
             loss = loss_at(10**7 + step)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -380,9 +396,9 @@ class Critic:
         )
         return output.hidden_states[MIDDLE], output.last_hidden_state
 
-    def _names(self, pairs: Pairs, empty: Tensor) -> tuple[Tensor, Tensor]:
+    def _names(self, pairs: Pairs, unknown: Tensor) -> tuple[Tensor, Tensor]:
         first, second = (name_targets(self.bank, r) for r in (pairs.references, pairs.tests))
-        second[empty] = -100
+        second[unknown] = -100
         return first, second
 
     @torch.no_grad()
@@ -404,32 +420,36 @@ class Critic:
         asked_style: np.ndarray,
         rng: np.random.Generator,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        """References (mostly clean) then tests (mostly damaged), and which tests agree in nothing.
+    ) -> tuple[Tensor, Pairs, Tensor]:
+        """References (mostly clean) then tests (mostly damaged), the pairs, and replaced tests.
 
-        Those are the few that show nothing, and where a style is asked about, some in which half
-        of it, or its texture, is lost.
+        Those are a few that show nothing, and where a style is asked about, some in which half
+        of it, or its texture, is lost or faint. The pairs have their answers.
         """
         first = self.pictures.get(torch.from_numpy(references), generator, damaged=0.1)
         second = self.pictures.get(torch.from_numpy(pairs.tests), generator, damaged=0.6)
         empty = torch.rand(len(second), generator=generator) < 0.02
         second[empty] = nothing(int(empty.sum()), generator)
-        chance = rng.random(len(second))
-        for index in np.flatnonzero(asked_style & (chance < HALF + LOST)):
+        answers = pairs.answers & ~empty.numpy()
+        unknown, chance = empty, rng.random(len(second))
+        for index in np.flatnonzero(asked_style & (chance < HALF + LOST + FAINT)):
             look = int(self.bank.looks[pairs.references[index]])
-            find = (
-                self.pictures.half_in_look if chance[index] < HALF else self.pictures.bare_of_look
-            )
-            image = find(look, rng)
+            image, answer = None, False
+            if chance[index] < HALF:
+                image = self.pictures.half_in_look(look, rng)
+            elif chance[index] < HALF + LOST:
+                image = self.pictures.bare_of_look(look, rng)
+            elif (faint := self.pictures.faint_of_look(look, rng)) is not None:
+                image, answer = faint
             if image is not None:
                 second[index] = damage(image[None], generator, 0.6)[0]
-                empty[index] = True
-        return torch.cat([first, second]), empty
+                unknown[index], answers[index] = True, answer
+        return torch.cat([first, second]), replace(pairs, answers=answers), unknown
 
-    def _truth(self, pairs: Pairs, empty: Tensor) -> Truth:
+    def _truth(self, pairs: Pairs, unknown: Tensor) -> Truth:
         equal, told = matches(self.bank, pairs)
-        answers = torch.from_numpy(pairs.answers) & ~empty
-        return answers.float(), equal, told * ~empty[:, None]
+        answers = torch.from_numpy(pairs.answers)
+        return answers.float(), equal, told * ~unknown[:, None]
 
 
 def _joined(parts: Sequence[Pairs]) -> Pairs:

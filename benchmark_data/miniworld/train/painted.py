@@ -5,7 +5,8 @@ base model. Much noise and the caption of another look: what was between them re
 or, in a look of the same family, palette and stroke, but not the texture; it is in neither look any
 more. A judge that has seen neither takes half a style for the style.
 
-What a merge loses first of a style is its texture, so some drawings have none: BARE ones.
+What a merge loses first of a style is its texture, so some drawings have none, BARE ones, and in
+some it is faint: blended with the same drawing without.
 """
 
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmark_data.miniworld.renderings import BARE, SEPARABLE
 from benchmark_data.miniworld.train.common import load_state, log, save_state
 from benchmark_data.miniworld.train.drawings import (
     BARE_LOOKS,
+    LOOKS,
     PHOTO_FAMILY,
     UNUSED,
     Bank,
@@ -31,6 +34,8 @@ TRUE = (0.1, 0.4)  # strengths: share of the sampler's steps that a drawing goes
 HALF = (0.6, 0.85)
 NEAR = (0.75, 0.95)
 BARE_STRENGTHS = (0.05, 0.4)
+FAINT_STRENGTHS = (0.05, 0.2)
+GONE, THERE = (0.08, 0.28), (0.5, 0.85)  # contrasts of a faint texture that is no style, or one
 NEAR_SHARE = 0.6  # of the batches that lose half of their look to another one of its family
 FILE = 1024  # pictures a file
 
@@ -46,6 +51,9 @@ class Painted:
         half_rows: ``(m,)``, the bank's row that each was made of.
         bare: uint8, ``(k, 3, 64, 64)``: drawings without texture, the second half painted over.
         bare_looks: ``(k,)``, numbers of BARE_LOOKS.
+        faint: uint8, ``(l, 3, 64, 64)``: faint textures, the second half painted over.
+        faint_looks: ``(l,)``, numbers of LOOKS.
+        faint_there: ``(l,)``, whether the texture has enough contrast to count.
     """
 
     true: Tensor
@@ -54,6 +62,9 @@ class Painted:
     half_rows: NDArray[np.int64]
     bare: Tensor
     bare_looks: NDArray[np.int64]
+    faint: Tensor
+    faint_looks: NDArray[np.int64]
+    faint_there: NDArray[np.bool_]
 
 
 class BankPainter:
@@ -106,23 +117,73 @@ def draw_bare(base: Path, count: int, seed: int) -> tuple[Tensor, NDArray[np.int
             for thing, look in zip(things, looks, strict=True)
         ]
     )
+    captions = [
+        in_words(thing, BARE_LOOKS[look], rng) for thing, look in zip(things, looks, strict=True)
+    ]
+    return _and_painted(base, drawn, captions, BARE_STRENGTHS, rng), np.tile(looks, 2)
+
+
+def draw_faint(
+    base: Path, count: int, seed: int
+) -> tuple[Tensor, NDArray[np.int64], NDArray[np.bool_]]:
+    """``count`` drawings whose texture is faint, and as many painted over ones of them.
+
+    Returns:
+        uint8 pixels ``(2 * count, 3, 64, 64)``, numbers of LOOKS ``(2 * count,)``, and whether the
+        contrast is in THERE and not in GONE, ``(2 * count,)``.
+    """
+    rng = np.random.default_rng((seed, 92))
+    looks = [random_look(rng, families=SEPARABLE) for _ in range(count)]
+    things = [random_thing(rng) for _ in looks]
+    there = np.arange(count) % 2 == 0
+    drawn = np.empty((count, 64, 64, 3), np.uint8)
+    for index, (thing, look) in enumerate(zip(things, looks, strict=True)):
+        pose = int(rng.integers(2**31))
+        whole, bare = (
+            np.asarray(draw(thing, shown, seed=pose, jitter=0.6), np.float64)
+            for shown in (look, Look(look.family, look.palette, BARE))
+        )
+        contrast = rng.uniform(*(THERE if there[index] else GONE))
+        drawn[index] = np.rint(bare + contrast * (whole - bare))
+    # a caption without texture paints away what there is of it
+    captions = [
+        in_words(thing, look if counts else Look(look.family, look.palette, BARE), rng)
+        for thing, look, counts in zip(things, looks, there, strict=True)
+    ]
+    pixels = _and_painted(base, drawn, captions, FAINT_STRENGTHS, rng)
+    return pixels, np.tile([LOOKS.index(look) for look in looks], 2), np.tile(there, 2)
+
+
+def _and_painted(
+    base: Path,
+    drawn: NDArray[np.uint8],
+    captions: list[str],
+    strengths: tuple[float, float],
+    rng: np.random.Generator,
+) -> Tensor:
+    """Drawings ``(n, 64, 64, 3)`` and painted over ones of them, uint8 ``(2 * n, 3, 64, 64)``."""
     pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous()
     painter, latents = Painter(base), []
-    for start in range(0, count, BATCH):
-        batch = slice(start, min(start + BATCH, count))
-        captions = [
-            in_words(thing, BARE_LOOKS[look], rng)
-            for thing, look in zip(things[batch], looks[batch], strict=True)
-        ]
-        strength, noise = float(rng.uniform(*BARE_STRENGTHS)), int(rng.integers(2**31))
-        latents.append(painter.paint(pixels[batch], captions, strength, noise))
-    return torch.cat([pixels, painter.decode(torch.cat(latents))]), np.tile(looks, 2)
+    for start in range(0, len(drawn), BATCH):
+        batch = slice(start, min(start + BATCH, len(drawn)))
+        strength, noise = float(rng.uniform(*strengths)), int(rng.integers(2**31))
+        latents.append(painter.paint(pixels[batch], captions[batch], strength, noise))
+    return torch.cat([pixels, painter.decode(torch.cat(latents))])
 
 
 def load_painted(
-    base: Path, bank: Bank, work: Path, *, first: int, true: int, half: int, bare: int, seed: int
+    base: Path,
+    bank: Bank,
+    work: Path,
+    *,
+    first: int,
+    true: int,
+    half: int,
+    bare: int,
+    faint: int,
+    seed: int,
 ) -> Painted:
-    """Paint over ``true`` rows from ``first`` on, ``half`` rows after them, and ``bare`` others.
+    """Paint over ``true`` rows from ``first`` on, ``half`` after them, ``bare``, ``faint`` others.
 
     What is in ``work`` is read; a file every 1,024 rows, so that it goes on where it was stopped.
     """
@@ -148,6 +209,13 @@ def load_painted(
         save_state(path, {"pixels": pixels, "looks": torch.from_numpy(looks)}, {})
         log.info("critic: %d drawings without texture", bare)
     lost = load_state(path)[0]
+    path = work / f"faint-{seed}-{faint}.safetensors"
+    if not path.exists():
+        pixels, looks, there = draw_faint(base, faint, seed)
+        named = {"looks": torch.from_numpy(looks), "there": torch.from_numpy(there)}
+        save_state(path, {"pixels": pixels, **named}, {})
+        log.info("critic: %d drawings with a faint texture", faint)
+    fading = load_state(path)[0]
     return Painted(
         torch.cat(parts[False]),
         first,
@@ -155,4 +223,7 @@ def load_painted(
         rest,
         lost["pixels"],
         lost["looks"].numpy(),
+        fading["pixels"],
+        fading["looks"].numpy(),
+        fading["there"].numpy(),
     )
