@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mars2.cli import work
+from mars2.cli import generating, measuring
 from mars2.job import Choices, RunError, RunSpec
 from mars2.store import RUN_FILE, RunStore
 
@@ -17,7 +17,7 @@ CHOICES = Choices(
     limit=4,
     device="cpu",
 )
-SCORING = work.Scoring(device="cpu")
+SCORING = measuring.Scoring(device="cpu")
 NEXT = """
 The page has the other tables: CLIP and DINO, scores corrected for the judge's errors, scores by
 subject and style, costs, and the judge's answers with the images. grid.png is the picture of it.
@@ -50,11 +50,11 @@ def demo(
         f"miniature world, {len(CHOICES.seeds)} images of each: merge, draw, judge, report.",
         flush=True,
     )
-    store = work.carry_out(plan, folder, batch_size=len(CHOICES.seeds))
-    failed = work.score(store, SCORING)
-    work.report(store, brief=True)
+    store = generating.carry_out(plan, folder, batch_size=len(CHOICES.seeds))
+    failed = measuring.score(store, SCORING)
+    measuring.report(store, brief=True)
     print(NEXT)
-    work.exit_if_failed(failed)
+    measuring.exit_if_failed(failed)
 
 
 def _own_folder(out: Path, spec: RunSpec) -> Path:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mars2.cli import work
+from mars2.cli import threads
 from mars2.cli.options import (
     BaseUrl,
     Cache,
@@ -113,7 +113,7 @@ def check(
     server = ServerSettings(
         base_url or "", judge_timeout, judge_concurrency, judge_retries, judge_temperature
     )
-    work.fit_threads(judge or loaded.models.judge)
+    threads.fit_threads(judge or loaded.models.judge)
     asked = load_judge(
         judge or loaded.models.judge,
         dtype=dtype,

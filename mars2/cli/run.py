@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mars2.cli import work
+from mars2.cli import generating, measuring
 from mars2.cli.options import (
     BaseUrl,
     BatchSize,
@@ -97,7 +97,7 @@ def run(
         steps=steps,
         limit=limit,
     )
-    scoring = work.Scoring(
+    scoring = measuring.Scoring(
         metrics=metrics,
         judge=judge,
         layout=layout,
@@ -114,9 +114,9 @@ def run(
     )
     checked = scoring if score else None
     if dry_run:
-        work.show_plan(suite, choices, out, checked)
+        generating.show_plan(suite, choices, out, checked)
         return
-    store = work.generate(
+    store = generating.generate(
         suite,
         choices,
         out,
@@ -125,6 +125,6 @@ def run(
         scoring=checked,
     )
     if score:
-        failed = work.score(store, scoring)
-        work.report(store)
-        work.exit_if_failed(failed)
+        failed = measuring.score(store, scoring)
+        measuring.report(store)
+        measuring.exit_if_failed(failed)

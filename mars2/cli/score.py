@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mars2.cli import work
+from mars2.cli import measuring
 from mars2.cli.options import (
     BaseUrl,
     BatchSize,
@@ -83,7 +83,7 @@ def score(
     controls: ControlFiles = None,
 ) -> None:
     """Score images by MARS2, CLIP and DINO, what has no score yet."""
-    scoring = work.Scoring(
+    scoring = measuring.Scoring(
         metrics=metrics,
         judge=judge,
         layout=layout,
@@ -101,7 +101,7 @@ def score(
         batch_size=batch_size,
         suite=suite,
     )
-    store = work.open_images(
+    store = measuring.open_images(
         folder,
         suite=suite,
         split=split,
@@ -112,11 +112,11 @@ def score(
         write=not dry_run,
     )
     if dry_run:
-        work.show_scoring(store, scoring, partial=partial)
+        measuring.show_scoring(store, scoring, partial=partial)
         return
-    failed = work.score(store, scoring, partial=partial)
-    work.report(store, suite, controls=controls)
-    work.exit_if_failed(failed)
+    failed = measuring.score(store, scoring, partial=partial)
+    measuring.report(store, suite, controls=controls)
+    measuring.exit_if_failed(failed)
 
 
 def report(
@@ -124,4 +124,4 @@ def report(
     controls: ControlFiles = None,
 ) -> None:
     """Make table and report again from the scores of a folder."""
-    work.report(RunStore.open(folder), controls=controls)
+    measuring.report(RunStore.open(folder), controls=controls)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mars2.cli import work
+from mars2.cli import threads
 from mars2.cli.options import (
     BaseUrl,
     Clip,
@@ -191,7 +191,7 @@ def failures(
     store = RunStore.open(run)
     references = find_references(store, suite)
     loaded = load_suite(_suite_of(store, suite))
-    work.fit_threads(loaded.models.judge, dino or loaded.models.dino)
+    threads.fit_threads(loaded.models.judge, dino or loaded.models.dino)
     embedder = DinoMetric.load(dino or loaded.models.dino, device=device)
     asked = load_judge(loaded.models.judge, device=device, cache=True) if leak else None
     result = study_failures(
@@ -391,7 +391,7 @@ def prompts(
     )
     if dry_run:
         return
-    work.fit_threads(name)
+    threads.fit_threads(name)
     asked = load_judge(name, dtype=dtype, device=device, layout=layout, server=server)
     with progress("ask", unit="question", total=plan.questions) as bar:
         result = study_prompts(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from benchmark_data.suite import Suite
-from mars2.cli import work
+from mars2.cli import generating, measuring
 from mars2.cli.options import (
     BatchSize,
     Device,
@@ -188,7 +188,9 @@ class _Bench:
         """Return the suite's settings of a training."""
         from lorarar.train import HyperTraining
 
-        return work.training_settings(HyperTraining, self.suite, "hypernetwork", {"steps": steps})
+        return generating.training_settings(
+            HyperTraining, self.suite, "hypernetwork", {"steps": steps}
+        )
 
     def inputs(self, trainings: "Sequence[Training]") -> dict[str, object]:
         """Return what a study was made from, for study.json."""
@@ -227,24 +229,26 @@ class _Bench:
             seeds=tuple(range(drawing.images)),
             limit=drawing.limit,
         )
-        scoring = work.Scoring(metrics="mars2", judge=drawing.judge, device=self.device)
+        scoring = measuring.Scoring(metrics="mars2", judge=drawing.judge, device=self.device)
         # What would stop the run is found before an hour of training.
         plan_run(self.name, self.suite, choices, ())
-        work.check_scoring(self.suite, scoring)
+        measuring.check_scoring(self.suite, scoring)
         if dry_run:
             return None
-        work.fetch_models(self.suite, scoring)
+        measuring.fetch_models(self.suite, scoring)
         trained = self._train(shop, trainings)
         run_plan = plan_run(self.name, self.suite, choices, trained)
         folder = shop.run_folder(len(run_plan.spec.cases), drawing.images)
-        store = work.carry_out(run_plan, folder, batch_size=drawing.batch_size, scoring=scoring)
+        store = generating.carry_out(
+            run_plan, folder, batch_size=drawing.batch_size, scoring=scoring
+        )
         # Networks of an earlier, larger study that was cut short may lack images.
-        failed = work.score(store, scoring, partial=True)
-        work.exit_if_failed(failed)
+        failed = measuring.score(store, scoring, partial=True)
+        measuring.exit_if_failed(failed)
         resamples, seed = draws
         return Scored(store, trained, judge=self._judge(scoring), resamples=resamples, seed=seed)
 
-    def _judge(self, scoring: work.Scoring) -> str:
+    def _judge(self, scoring: measuring.Scoring) -> str:
         """Return the id in the records of the judge that is asked; "": not known, the last one."""
         from mars2.metrics import MetricSettings, identify_metric
 
@@ -262,7 +266,7 @@ class _Bench:
             done = shop.find(one)
             if done is None:
                 if denoiser is None:
-                    denoiser = work.load_denoiser(
+                    denoiser = generating.load_denoiser(
                         self.suite, self.model, dtype=self.dtype, device=self.device
                     )
                 name = f"{number}/{len(trainings)} {one.label}"

@@ -21,8 +21,8 @@ from baselines.merging_loss import PairTask
 from baselines.registry import METHODS
 from benchmark_data.load import load_suite
 from mars2.cli import PUBLIC_ERRORS, main
+from mars2.cli.measuring import Scoring
 from mars2.cli.options import parse_seeds
-from mars2.cli.work import Scoring
 from mars2.job import Choices, RunError
 from mars2.run import load_denoiser
 

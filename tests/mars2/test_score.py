@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmark_data.load import load_suite
-from mars2.cli.work import open_images
+from mars2.cli.measuring import open_images
 from mars2.image_folder import match_folder, read_manifest, single_pair, uneven
 from mars2.job import RunError
 from mars2.metrics import Evaluated, Score

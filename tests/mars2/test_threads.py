@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mars2.cli import work
+from mars2.cli import threads as rule
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(work, "SMALL_MODEL", 10)
+    monkeypatch.setattr(rule, "SMALL_MODEL", 10)
     return asked
 
 
@@ -24,7 +24,7 @@ def model(folder: Path, size: int) -> str:
 
 
 def test_small_models_get_one_thread(threads: list[int], tmp_path: Path) -> None:
-    work.fit_threads(model(tmp_path / "a", 10), f"kind:{model(tmp_path / 'b', 9)}", None, "")
+    rule.fit_threads(model(tmp_path / "a", 10), f"kind:{model(tmp_path / 'b', 9)}", None, "")
     assert threads == [1]
 
 
@@ -32,10 +32,10 @@ def test_a_large_model_a_remote_one_or_none_changes_nothing(
     threads: list[int], tmp_path: Path
 ) -> None:
     small = model(tmp_path / "small", 3)
-    work.fit_threads(small, model(tmp_path / "large", 11))
-    work.fit_threads(small, "somebody/model-7b")
-    work.fit_threads(small, "kind:somebody/model-7b")
-    work.fit_threads()
+    rule.fit_threads(small, model(tmp_path / "large", 11))
+    rule.fit_threads(small, "somebody/model-7b")
+    rule.fit_threads(small, "kind:somebody/model-7b")
+    rule.fit_threads()
     assert threads == []
 
 
@@ -43,5 +43,5 @@ def test_the_users_own_number_stands(
     threads: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    work.fit_threads(model(tmp_path / "a", 1))
+    rule.fit_threads(model(tmp_path / "a", 1))
     assert threads == []

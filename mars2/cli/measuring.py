@@ -1,30 +1,23 @@
-"""What several commands do: generate, score and report, with progress bars."""
+"""What commands that score do: find images and models, ask, and report, with progress bars."""
 
-import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import typer
 
 from benchmark_data.suite import Suite
 from mars2.cli.progress import progress
-from mars2.job import Choices, RunError, plan
+from mars2.cli.threads import fit_threads, size_of
+from mars2.job import RunError
 from mars2.store import RUN_FILE, SCORES_FOLDER, RunStore
 
 if TYPE_CHECKING:  # they import torch or much else, which `--help` has no time for
-    from baselines.denoiser import Denoiser
     from mars2.judges import ServerSettings
     from mars2.metrics import MetricSettings
-    from mars2.prepare import Plan
     from mars2.references import References
-
-T = TypeVar("T")
-SMALL_MODEL = 200_000_000
-"""Bytes of a model's files up to which one thread computes it faster than several."""
 
 
 @dataclass(frozen=True)
@@ -87,73 +80,6 @@ class Scoring:
         )
 
 
-def fit_threads(*models: str | None) -> None:
-    """Let one thread compute if all models are small, unless ``OMP_NUM_THREADS`` is set.
-
-    Matrices of small networks are not worth sharing: several threads take longer, many times so
-    where other work keeps the cores busy. Models that are not here are taken as large.
-
-    Args:
-        models: Folders or files, ``KIND:PATH`` too; None and "" do not count.
-    """
-    if "OMP_NUM_THREADS" in os.environ:
-        return
-    sizes = [_size(model) for model in models if model]
-    if sizes and all(size is not None and size <= SMALL_MODEL for size in sizes):
-        import torch
-
-        torch.set_num_threads(1)
-
-
-def _size(model: str) -> int | None:
-    """Bytes of a model's files; None if it is not here."""
-    for path in (Path(model), Path(model.partition(":")[2] or model)):
-        if path.is_file():
-            return path.stat().st_size
-        if path.is_dir():
-            return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return None
-
-
-def load_denoiser(suite: Suite, model: str | None, *, dtype: str | None, device: str) -> "Denoiser":
-    """Load the base model to train on, see `mars2.run.load_denoiser`, with fitting threads."""
-    from mars2.run import load_denoiser
-
-    fit_threads(model or suite.models.base)
-    return load_denoiser(suite, model, dtype=dtype, device=device)
-
-
-def show_plan(suite: str, choices: Choices, out: Path, scoring: Scoring | None = None) -> None:
-    """Check a run, and the scoring if there is one; print its jobs and which of them are done."""
-    from mars2.run import rehearse, unfinished
-
-    run_plan = checked_plan(suite, choices, scoring)
-    spec = run_plan.spec
-    jobs = plan(spec)
-    store = RunStore.create(out, spec, write=False)
-    rehearse(run_plan, store)
-    todo = {job.id for job in unfinished(store, jobs)}
-    print(f"suite   {spec.suite} {spec.suite_revision}, split {spec.split}")
-    print(f"model   {spec.model} {spec.model_revision}, {spec.dtype} on {spec.device}")
-    print(f"images  {len(spec.seeds)} a job, {spec.resolution} pixels, {spec.steps} steps")
-    for job in jobs:
-        print(f"{job.id}  {'to do' if job.id in todo else 'done '}  {job.case_id}  {job.method}")
-    print(f"{len(jobs)} jobs, {len(todo)} to do, {len(todo) * len(spec.seeds)} images")
-
-
-def checked_plan(suite: str, choices: Choices, scoring: Scoring | None) -> "Plan":
-    """Return the plan of a run, the scoring checked as well if there is one; see `prepare`."""
-    from benchmark_data.load import load_suite
-    from mars2.prepare import prepare
-
-    loaded = load_suite(suite)
-    checks: list[Callable[[], None]] = []
-    if scoring is not None:
-        check_scoring(loaded, scoring)
-        checks = [partial(_find_model, loaded, scoring, name) for name in scoring.names]
-    return prepare(suite, loaded, choices, scored=scoring is not None, checks=checks)
-
-
 def check_scoring(suite: Suite, scoring: Scoring) -> None:
     """Find what is wrong in how a run is to be scored, before its images are drawn.
 
@@ -195,10 +121,10 @@ def fetch_models(suite: Suite, scoring: Scoring) -> None:
         JudgeError: One is not to be had.
     """
     for name in scoring.names:
-        _find_model(suite, scoring, name, fetch=True)
+        find_model(suite, scoring, name, fetch=True)
 
 
-def _find_model(suite: Suite, scoring: Scoring, name: str, *, fetch: bool = False) -> None:
+def find_model(suite: Suite, scoring: Scoring, name: str, *, fetch: bool = False) -> None:
     """Find a metric's model; one on the hub is let be unless it is to be fetched, or cannot be."""
     from mars2.metrics import identify_metric
 
@@ -213,71 +139,10 @@ def _is_here(name: str, settings: "MetricSettings") -> bool:
 
     kind, _, place = settings.model_of(name).partition(":")
     return bool(
-        hub.HF_HUB_OFFLINE or kind in ("", "openai", "scripted") or _size(place or kind) is not None
+        hub.HF_HUB_OFFLINE
+        or kind in ("", "openai", "scripted")
+        or size_of(place or kind) is not None
     )
-
-
-def generate(
-    suite: str,
-    choices: Choices,
-    out: Path,
-    *,
-    batch_size: int,
-    save_adapters: bool = False,
-    scoring: Scoring | None = None,
-) -> RunStore:
-    """Run what is not done yet of a run, and return its store.
-
-    Args:
-        suite: Name or path of the suite.
-        choices: What to run.
-        out: The run's folder.
-        batch_size: Images drawn at once.
-        save_adapters: Whether merged adapters are kept.
-        scoring: How the images will be scored, to be checked before any is drawn.
-    """
-    return carry_out(
-        checked_plan(suite, choices, scoring),
-        out,
-        batch_size=batch_size,
-        save_adapters=save_adapters,
-        scoring=scoring,
-    )
-
-
-def carry_out(
-    run_plan: "Plan",
-    out: Path,
-    *,
-    batch_size: int,
-    save_adapters: bool = False,
-    scoring: Scoring | None = None,
-) -> RunStore:
-    """Do what is not done yet of a plan, and return its store; see `generate`."""
-    from mars2.pipelines import SdxlPipeline
-    from mars2.run import run, save_adapters_of, unfinished, unsaved
-
-    if scoring is not None:
-        fetch_models(run_plan.suite, scoring)
-    store = RunStore.create(out, run_plan.spec)
-    planned = plan(run_plan.spec)
-    jobs = unfinished(store, planned)
-    merges = unsaved(run_plan, store) if save_adapters else []
-    pipeline = None
-    fit_threads(run_plan.spec.model)
-    if jobs or any(run_plan.methods[job.method].kind == "fit" for job in merges):
-        pipeline = SdxlPipeline.of_spec(run_plan.spec, batch_size=batch_size)
-        with progress(
-            "generate", unit="job", total=len(planned), done=len(planned) - len(jobs)
-        ) as bar:
-            for cost in run(
-                run_plan, store, pipeline, batch_size=batch_size, save_adapters=save_adapters
-            ):
-                bar.set_postfix_str(f"{cost.case} {cost.method}", refresh=False)
-                bar.update()
-    for _ in save_adapters_of(run_plan, store, pipeline, merges):
-        pass
-    return store
 
 
 def open_images(
@@ -420,18 +285,6 @@ def _scored_with(
     present_samples(store, partial=partial)
     suite = scoring.suite or store.spec.suite
     return references, scoring.settings(load_suite(suite) if suite else None)
-
-
-def training_settings(kind: type[T], suite: Suite, table: str, given: Mapping[str, object]) -> T:
-    """Return the settings of a training: what was given, else the suite's, else the defaults."""
-    options = {
-        **suite.training.get(table, {}),
-        **{name: value for name, value in given.items() if value is not None},
-    }
-    try:
-        return kind(**options)
-    except (TypeError, ValueError) as error:
-        raise RunError(f"{table} of suite {suite.name} cannot be trained so: {error}") from error
 
 
 def exit_if_failed(failed: Sequence[str]) -> None:
