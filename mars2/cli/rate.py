@@ -145,7 +145,8 @@ def _methods(store: Any, labels: Sequence[str] | None) -> tuple[str, ...] | None
 
 def _plan(store: Any, wanted: Mapping[str, Any], suite: str | None) -> Any:
     from benchmark_data.load import load_suite
-    from mars2.rating.plan import Design, default_methods, plan_rating
+    from mars2.rating.plan import default_methods, plan_rating
+    from mars2.rating.questions import Design
     from mars2.references import find_references
 
     given = {name: value for name, value in wanted.items() if value is not None}

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmark_data.references import file_digest
 from mars2.job import RunError
-from mars2.rating.plan import ANSWERS, Design, Example, Plan, Task
+from mars2.rating.questions import ANSWERS, Design, Example, Plan, Task
 
 SCHEMA = 1
 LONGEST_NAME = 80

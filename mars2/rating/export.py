@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mars2.rating.database import Answer, RatingDatabase
-from mars2.rating.plan import Task
+from mars2.rating.questions import Task
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "ratings.csv": ("item", "method", "rater", "aspect", "score", "seed", "timestamp"),

@@ -6,176 +6,19 @@ methods stands on the left as often as on the right.
 """
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 
 from mars2.job import CONTROLS, RunError, RunSpec, listed, spread
+from mars2.rating.checks import Known
+from mars2.rating.questions import MODES, Design, Mode, Plan, Task, few_of
 from mars2.references import References
 from mars2.store import RunStore, Sample
 
-Mode = Literal["yes_no", "pairs"]
-ANSWERS: Mapping[Mode, tuple[str, ...]] = {
-    "yes_no": ("yes", "no"),
-    "pairs": ("left", "right", "tie", "both_bad"),
-}
-ASPECTS = ("subject", "style", "both")
-MODES = (*get_args(Mode), "both")
-
-MOST_REFERENCES = 6
-"""Shown of a subject or style: on a phone, more are too small to be looked at."""
-SECONDS_AN_IMAGE = 2.0
-SECONDS_AN_ANSWER = 3.0
-"""Guesses, for the time that is announced; raters.csv has what it took."""
-
 Cell = tuple[str, int]
 """Case and seed: what the methods' images are compared on."""
-
-
-@dataclass(frozen=True)
-class Design:
-    """What a study is to be.
-
-    Attributes:
-        mode: "yes_no" (one image, is it right?), "pairs" (which of two is better?) or "both".
-        methods: Labels, whose images are rated.
-        aspects: By what two images are compared, of `ASPECTS`.
-        sample: Number of images of each method, spread over the pairs of a run; None: all.
-        raters: How many people take part.
-        per_item: How many of them rate the same image, or pair of images.
-        check_every: One attention check in so many questions; 0: none.
-        seed: Of all that is drawn.
-    """
-
-    mode: str
-    methods: tuple[str, ...]
-    aspects: tuple[str, ...] = ("both",)
-    sample: int | None = None
-    raters: int = 3
-    per_item: int = 3
-    check_every: int = 20
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise RunError(f"--mode is {self.mode!r}; give {', '.join(MODES)}")
-        unknown = [aspect for aspect in self.aspects if aspect not in ASPECTS]
-        if unknown or not self.aspects or len(set(self.aspects)) < len(self.aspects):
-            raise RunError(
-                f"--aspects is {','.join(self.aspects)!r}; give some of {', '.join(ASPECTS)}, each "
-                "once"
-            )
-        if not 1 <= self.per_item <= self.raters:
-            raise RunError(
-                f"--per-item is {self.per_item} of --raters {self.raters}; each image is rated by "
-                "at least one of them, and by each once"
-            )
-        least = 1 if self.mode == "yes_no" else 2
-        if len(set(self.methods)) < max(least, len(self.methods)):
-            raise RunError(
-                f"--method is {listed(self.methods) or 'none'}; mode {self.mode} needs {least} or "
-                "more methods, each once"
-            )
-        for name, value, low in (
-            ("--sample", self.sample, 1),
-            ("--check-every", self.check_every, 0),
-            ("--seed", self.seed, 0),
-        ):
-            if value is not None and value < low:
-                raise RunError(f"{name} is {value}; it must be at least {low}")
-
-    def confirm(self, path: Path, wanted: Mapping[str, object]) -> None:
-        """Refuse settings that are not those of the study in a file; None is any.
-
-        Raises:
-            RunError: One differs.
-        """
-        for name, value in wanted.items():
-            if value is not None and value != getattr(self, name):
-                raise RunError(
-                    f"{path} is a study with {name.replace('_', ' ')} {_said(self, name)}; "
-                    "leave the option out to go on with it, or begin another with --out"
-                )
-
-
-def _said(design: Design, name: str) -> str:
-    value = getattr(design, name)
-    return listed(value) if isinstance(value, tuple) else "all" if value is None else str(value)
-
-
-@dataclass(frozen=True)
-class Task:
-    """One screen: images beside references, and a question for each aspect.
-
-    Attributes:
-        mode: Which answers there are.
-        images: One to be rated, or two to be compared, the left one first.
-        subject: References of the subject.
-        style: References of the style.
-        phrase: The style's name.
-        aspects: What is asked about.
-        case: Id of the case; "" of a check.
-        seed: Of the images; None of a check.
-        methods: Whose images they are, in their order; none of a check.
-        truth: Aspect -> the right answer; empty where it is not known.
-    """
-
-    mode: Mode
-    images: tuple[Path, ...]
-    subject: tuple[Path, ...]
-    style: tuple[Path, ...]
-    phrase: str
-    aspects: tuple[str, ...]
-    case: str = ""
-    seed: int | None = None
-    methods: tuple[str, ...] = ()
-    truth: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def seconds(self) -> float:
-        """How long it is expected to take."""
-        return SECONDS_AN_IMAGE * len(self.images) + SECONDS_AN_ANSWER * len(self.aspects)
-
-
-@dataclass(frozen=True)
-class Example:
-    """An image of known answer, for the instructions.
-
-    Attributes:
-        aspect: "subject" or "style".
-        answer: "yes" or "no".
-        image: What is shown.
-        references: What it is compared with.
-        phrase: The style's name; "" of a subject.
-    """
-
-    aspect: str
-    answer: str
-    image: Path
-    references: tuple[Path, ...]
-    phrase: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All questions of a study.
-
-    Attributes:
-        design: What it was made from.
-        tasks: A list a rater, in the order shown.
-        examples: For the instructions.
-        left_out: Pairs and seeds that a method has no image of.
-    """
-
-    design: Design
-    tasks: tuple[tuple[Task, ...], ...]
-    examples: tuple[Example, ...]
-    left_out: int = 0
 
 
 def default_methods(store: RunStore) -> tuple[str, ...]:
@@ -206,7 +49,9 @@ def plan_rating(
         RunError: Images are missing, or too few for so many raters.
     """
     cells, left_out = _cells(store, design)
-    known = _Known(cells, references, classes or {})
+    images = (next(iter(own.values())) for own in cells.values())
+    pairs = dict.fromkeys((image.subject, image.style) for image in images)
+    known = Known(list(pairs), references, classes or {})
     parts: list[tuple[Mode, list[list[Task]]]] = []
     if design.mode in ("yes_no", "both"):
         parts.append(("yes_no", _singles(cells, references, design)))
@@ -320,10 +165,6 @@ def _sampled(
     return {cell: cells[cell] for cell in sorted(ordered[:count])}
 
 
-def _shown(files: Sequence[Path]) -> tuple[Path, ...]:
-    return tuple(files[:MOST_REFERENCES])
-
-
 def _task(
     mode: Mode, shown: Sequence[Sample], references: References, aspects: tuple[str, ...]
 ) -> Task:
@@ -331,8 +172,8 @@ def _task(
     return Task(
         mode,
         tuple(sample.path for sample in shown),
-        _shown(references.files[first.subject]),
-        _shown(references.files[first.style]),
+        few_of(references.files[first.subject]),
+        few_of(references.files[first.style]),
         references.phrases[first.style],
         aspects,
         first.case,
@@ -396,106 +237,3 @@ def _with_checks(
             block.insert(int(rng.integers(1, len(block) + 1)), check)
         ordered += block
     return ordered
-
-
-class _Known:
-    """Questions of known answer, made from references of the concepts that are rated."""
-
-    def __init__(
-        self,
-        cells: Mapping[Cell, Mapping[str, Sample]],
-        references: References,
-        classes: Mapping[str, str],
-    ) -> None:
-        first = {case: next(iter(own.values())) for (case, _), own in cells.items()}
-        self.pairs = list(dict.fromkeys((one.subject, one.style) for one in first.values()))
-        self.references = references
-        self.classes = classes
-
-    def _others(self, aspect: str, concept: str) -> list[str]:
-        """Return concepts that differ from one for certain."""
-        column = 0 if aspect == "subject" else 1
-        others = [o for o in dict.fromkeys(p[column] for p in self.pairs) if o != concept]
-        if aspect == "subject":
-            own = self.classes.get(concept)
-            return [o for o in others if own is None or self.classes.get(o) != own]
-        words = {one: set(self.references.phrases[one].split()) for one in (concept, *others)}
-        return [o for o in others if not words[o] & words[concept]]
-
-    def _example(
-        self, aspect: str, answer: str, pair: tuple[str, str], rng: np.random.Generator
-    ) -> Example | None:
-        """Return a question of known answer about a pair's subject or style, if there is one."""
-        concept = pair[0] if aspect == "subject" else pair[1]
-        own = list(self.references.files[concept])
-        source = own
-        if answer == "no":
-            others = self._others(aspect, concept)
-            if not others:
-                return None
-            source = list(self.references.files[others[int(rng.integers(len(others)))]])
-        image = source[int(rng.integers(len(source)))]
-        beside = [file for file in own if file != image] or own  # a single one beside itself
-        phrase = self.references.phrases[concept] if aspect == "style" else ""
-        return Example(aspect, answer, image, _shown(beside), phrase)
-
-    def examples(self) -> tuple[Example, ...]:
-        """Return a yes and a no for subject and for style, as far as they can be made."""
-        rng = np.random.default_rng(0)
-        found = []
-        for aspect, answer in itertools.product(("subject", "style"), ("yes", "no")):
-            made = (self._example(aspect, answer, pair, rng) for pair in self.pairs)
-            found += [example for example in made if example is not None][:1]
-        return tuple(found)
-
-    def checks(
-        self, mode: Mode, design: Design, tasks: int, rng: np.random.Generator
-    ) -> Iterator[Task]:
-        """Return attention checks for so many tasks, their kinds taking turns in random order."""
-        if not design.check_every:
-            return
-        count = math.ceil(tasks / design.check_every)
-        asked = ("subject", "style") if mode == "yes_no" else design.aspects
-        kinds = list(itertools.product(asked, ANSWERS[mode][:2]))
-        turns: list[tuple[str, str]] = []
-        while len(turns) < count:
-            turns += [kinds[k] for k in rng.permutation(len(kinds))]
-        for aspect, answer in turns[:count]:
-            for place in rng.permutation(len(self.pairs)):
-                check = self._check(mode, asked, aspect, answer, self.pairs[place], rng)
-                if check is not None:
-                    yield check
-                    break
-
-    def _check(
-        self,
-        mode: Mode,
-        asked: tuple[str, ...],
-        aspect: str,
-        answer: str,
-        pair: tuple[str, str],
-        rng: np.random.Generator,
-    ) -> Task | None:
-        by = aspect if aspect != "both" else ("subject", "style")[int(rng.integers(2))]
-        one = self._example(by, answer if mode == "yes_no" else "yes", pair, rng)
-        images = [one.image] if one else []
-        if mode == "pairs" and images:
-            wrong = self._example(by, "no", pair, rng)
-            images = [images[0], wrong.image] if wrong else []
-            images = images if answer == "left" else images[::-1]
-        if one is None or not images:
-            return None
-        shown = {
-            "subject": _shown(self.references.files[pair[0]]),
-            "style": _shown(self.references.files[pair[1]]),
-            by: one.references,
-        }
-        return Task(
-            mode,
-            tuple(images),
-            shown["subject"],
-            shown["style"],
-            self.references.phrases[pair[1]],
-            asked,
-            truth={aspect: answer},
-        )

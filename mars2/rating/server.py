@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mars2.files import read_image
 from mars2.job import RunError
 from mars2.rating.database import AnswerError, RatingDatabase, Seat
-from mars2.rating.plan import Task
+from mars2.rating.questions import Task
 
 PAGE = Path(__file__).parent / "page"
 FILES = {

@@ -15,7 +15,8 @@ from benchmark_data.load import load_suite
 from mars2.files import write_image
 from mars2.job import MethodSpec
 from mars2.rating.database import RatingDatabase
-from mars2.rating.plan import Design, plan_rating
+from mars2.rating.plan import plan_rating
+from mars2.rating.questions import Design
 from mars2.rating.server import make_server
 from mars2.references import References, find_references
 from mars2.store import RunStore

@@ -11,7 +11,8 @@ import pytest
 from mars2.files import write_image
 from mars2.job import RunError
 from mars2.rating.database import LONGEST_NOTE, AnswerError, RatingDatabase
-from mars2.rating.plan import Design, plan_rating
+from mars2.rating.plan import plan_rating
+from mars2.rating.questions import Design
 from mars2.references import References, find_references
 from mars2.store import RunStore
 

@@ -10,15 +10,12 @@ import pytest
 
 from mars2.job import RunError
 from mars2.rating.plan import (
-    ANSWERS,
-    MOST_REFERENCES,
-    Design,
-    Task,
     assign,
     default_methods,
     mixed,
     plan_rating,
 )
+from mars2.rating.questions import ANSWERS, MOST_REFERENCES, Design, Task
 from mars2.references import References
 from mars2.store import RunStore
 

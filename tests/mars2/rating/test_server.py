@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from mars2.rating.database import RatingDatabase
-from mars2.rating.plan import Design, Task, plan_rating
+from mars2.rating.plan import plan_rating
+from mars2.rating.questions import Design, Task
 from mars2.references import References
 from mars2.store import RunStore
 
