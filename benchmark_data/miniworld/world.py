@@ -181,6 +181,27 @@ def draw(
     return image.reduce(_SUPERSAMPLING)
 
 
+GONE, THERE = (0.08, 0.28), (0.5, 0.85)
+"""Contrasts of a faint texture that is no style any more, and of one that is; between: moot."""
+
+
+def draw_faint(
+    thing: Thing, look: Look, contrast: float, *, seed: int, jitter: float = 1.0
+) -> Image.Image:
+    """An RGB picture, 64 pixels a side, whose texture has so much of its contrast.
+
+    It is blended with the same drawing without texture: 1 is `draw`, 0 the bare look.
+
+    Raises:
+        ValueError: if the look's family is not SEPARABLE.
+    """
+    whole, bare = (
+        np.asarray(draw(thing, shown, seed=seed, jitter=jitter), np.float64)
+        for shown in (look, Look(look.family, look.palette, BARE))
+    )
+    return Image.fromarray(np.rint(bare + contrast * (whole - bare)).astype(np.uint8))
+
+
 def draw_roles(
     thing: Thing, *, seed: int, jitter: float = 1.0, size: int = 64
 ) -> NDArray[np.uint8]:

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image as Picture
 from scipy import stats
 from torch.nn import functional
 
-from benchmark_data.miniworld.measure import base, loras
+from benchmark_data.miniworld.measure import base, fading, loras
 from benchmark_data.miniworld.measure.classifier import (
     CLASSES,
     NAMES,
@@ -24,6 +25,7 @@ from benchmark_data.miniworld.measure.classifier import (
     load_classifier,
     load_drawings,
     load_painted,
+    random_pictures,
 )
 from benchmark_data.miniworld.measure.suite import (
     Image,
@@ -39,7 +41,7 @@ from benchmark_data.miniworld.measure.suite import (
 )
 from benchmark_data.miniworld.train import base as base_stage
 from benchmark_data.miniworld.train.degrade import shifted
-from benchmark_data.miniworld.train.drawings import BARE_LOOKS, LOOKS, thing_numbers
+from benchmark_data.miniworld.train.drawings import LOOKS, thing_numbers
 from benchmark_data.miniworld.world import FAMILIES, PHOTO, STYLES, SUBJECTS, Look, Thing, draw
 
 BASE = Path(base_stage.__file__).parents[1] / "weights" / "sdxl"
@@ -81,13 +83,25 @@ def test_a_picture_without_its_texture_is_of_the_family_and_in_no_style() -> Non
     assert read.shows(SUBJECTS["cat_2"].thing, style).all()
 
 
-def test_bare_drawings_are_bare_and_their_numbers_are_the_truth() -> None:
-    pixels, truth = drawings(60, seed=0, bare=True)
+def test_faded_drawings_are_in_their_look_where_the_texture_is_there_yet() -> None:
+    pixels, truth = drawings(80, seed=0, faded=True)
+    shown = list(random_pictures(80, seed=0, faded=True))
     looks = [READ_LOOKS[number] for number in truth[:, -1]]
-    assert set(looks) <= set(BARE_LOOKS)
     assert len(set(looks)) > 20
-    other, _ = drawings(60, seed=0)
-    assert not torch.equal(pixels, other)
+    counts = {"lost": 0, "gone": 0, "there": 0}
+    for image, look, one in zip(pixels, looks, shown, strict=True):
+        bare = replace(one.drawn, texture="bare")
+        how = {"seed": one.pose, "jitter": one.jitter}
+        whole, without = (
+            np.asarray(draw(one.thing, wanted, **how), float) for wanted in (one.drawn, bare)
+        )
+        texture = whole - without
+        contrast = ((image.permute(1, 2, 0).numpy() - without) * texture).sum()
+        contrast /= np.square(texture).sum()
+        kind = "there" if contrast > 0.45 else "gone" if contrast > 0.05 else "lost"
+        counts[kind] += 1
+        assert look == (one.drawn if kind == "there" else bare)
+    assert counts == {"lost": 40, "gone": 20, "there": 20}
 
 
 def test_what_cannot_be_told_is_not_counted() -> None:
@@ -116,20 +130,45 @@ def test_the_classifier_learns_and_is_read_again(tmp_path) -> None:
     first = load_classifier(tmp_path, BASE, **sizes)
     again = load_classifier(tmp_path, BASE, **sizes)
     pixels, truth = drawings(60, seed=0)
-    for shown, count, bare in ((pixels, 20, False), (drawings(6, seed=0, bare=True)[0], 6, True)):
+    few = drawings(12, seed=0, faded=True)[0]
+    for shown, count, faded in ((pixels, 20, False), (few, 12, True)):
         drawn = shown[:count]
-        painted = load_painted(drawn, tmp_path / "elsewhere", BASE, seed=0, bare=bare)
-        kept = load_painted(drawn, tmp_path, BASE, seed=0, bare=bare)
+        painted = load_painted(drawn, tmp_path / "elsewhere", BASE, seed=0, faded=faded)
+        kept = load_painted(drawn, tmp_path, BASE, seed=0, faded=faded)
         assert torch.equal(painted, kept)
         off = (painted.float() - drawn.float()).abs().mean((1, 2, 3))
         assert (off > 0).all()
         assert off.mean() < 25  # of 255: what was drawn is still there
-    assert torch.equal(load_drawings(tmp_path, 6, seed=0, bare=True)[0], shown)
+    assert torch.equal(load_drawings(tmp_path, 12, seed=0, faded=True)[0], few)
     clean = pixels.float() / 127.5 - 1
     np.testing.assert_array_equal(
         first.read_pixels(clean).numbers, again.read_pixels(clean).numbers
     )
     assert accuracies(first.read_pixels(clean), truth)["category"] > 2 / 12
+
+
+def test_fading_tells_from_which_contrast_on_a_style_is_seen(monkeypatch) -> None:
+    """The pictures are as bright as their contrast; one reader wants half of it, one a fifth."""
+
+    def bright(thing, look, contrast, **how):
+        return Picture.new("RGB", (64, 64), (round(255 * contrast),) * 3)
+
+    class Fifth:
+        def read_pixels(self, pixels):
+            seen = (pixels.mean((1, 2, 3)) > -0.7).numpy()
+            return type("Reading", (), {"is_in": lambda self, look: seen})()
+
+    def half(first, second, phrases):
+        assert set(phrases) <= {style.phrase for style in STYLES.values()}
+        assert first.std() > 0.1  # references are drawn
+        return (second.mean((1, 2, 3)) > -0.1).double().numpy()
+
+    monkeypatch.setattr(fading, "draw_faint", bright)
+    shares = fading.measure_fading(half, Fifth(), each=3, seed=0)
+    assert set(shares["critic"]) == {"cathedral", "benday", "waxwork", "cyanotype"}  # not broadway
+    for style in shares["critic"]:
+        assert list(shares["critic"][style].values()) == [0, 0, 0, 0, 0, 1, 1, 1]
+        assert list(shares["classifier"][style].values()) == [0, 0, 1, 1, 1, 1, 1, 1]
 
 
 def test_shifted_pictures_repeat_their_borders() -> None:

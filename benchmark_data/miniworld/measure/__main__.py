@@ -16,12 +16,16 @@ import torch
 from benchmark_data.load import load_suite
 from benchmark_data.miniworld.measure.base import measure_base
 from benchmark_data.miniworld.measure.classifier import (
+    DRAWINGS,
     FAMILY_OF_LOOK,
+    STEPS,
     Classifier,
     accuracies,
     drawings,
     load_classifier,
+    random_pictures,
 )
+from benchmark_data.miniworld.measure.fading import measure_fading, save_fading
 from benchmark_data.miniworld.measure.loras import measure_loras
 from benchmark_data.miniworld.measure.sheet import save_sheet
 from benchmark_data.miniworld.measure.suite import (
@@ -39,14 +43,23 @@ from benchmark_data.miniworld.renderings import BARE, PALETTES, SEPARABLE, TEXTU
 from benchmark_data.miniworld.train import clip, critic_measure, dino
 from benchmark_data.miniworld.train.common import write_json
 from benchmark_data.miniworld.train.degrade import degrade
-from benchmark_data.miniworld.world import FAMILIES, STYLES, Look, Thing, draw, random_thing
+from benchmark_data.miniworld.world import (
+    FAMILIES,
+    GONE,
+    STYLES,
+    THERE,
+    Look,
+    Thing,
+    draw,
+    random_thing,
+)
 from mars2.pipelines import SdxlPipeline
 from mars2.stats import Estimate
 from mars2.store import RunStore
 
 PACKAGE = Path(__file__).parents[1]
 STYLE_DRAWINGS = 100
-PARTS = ("classifier", "base", "loras", "critic", "clip", "dino", "suite")
+PARTS = ("classifier", "base", "loras", "critic", "fading", "clip", "dino", "suite")
 
 
 def main() -> None:
@@ -65,6 +78,10 @@ def main() -> None:
         "--guidance", type=float, help="of the parts `base` and `loras`; default: the suite's"
     )
     parser.add_argument("--seed", type=int, default=0)
+    classifier = parser.add_argument_group("the classifier", "fewer of each: sooner, and rougher")
+    classifier.add_argument("--networks", type=int, choices=(1, 2), default=2)
+    classifier.add_argument("--drawings", type=int, default=DRAWINGS, help="a network learns from")
+    classifier.add_argument("--steps", type=int, default=STEPS, help="a network learns for")
     chosen = parser.parse_args()
     if "suite" in chosen.parts and chosen.run is None:
         parser.error("the part `suite` needs --run")
@@ -88,22 +105,32 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
     if part == "dino":
         return dino.measure(weights / "dino", groups=100, seed=seed)
     base = weights / "sdxl"
-    alone = [load_classifier(chosen.work, base, seed=number) for number in (seed, seed + 1)]
+    alone = [
+        load_classifier(chosen.work, base, seed=number, steps=chosen.steps, count=chosen.drawings)
+        for number in range(seed, seed + chosen.networks)
+    ]
     classifier = Classifier(*(network for one in alone for network in one.networks))
     if part == "classifier":
         _save_textures(chosen.out / "textures.png")
         return _classifier(classifier, seed + 1)  # on drawings that neither has learnt from
+    if part == "fading":
+        save_fading(chosen.out / "fading.png")
+        reader = critic_measure.Reader(weights / "critic")
+        return measure_fading(reader.p_yes, classifier, each=STYLE_DRAWINGS, seed=seed)
     if part == "suite":
         runs = [RunStore.open(run) for run in chosen.run]
         images, *each = (
             [image for run in runs for image in read_run(run, reader)]
             for reader in (classifier, *alone)
         )
+        of_two: dict[str, Any] = {}
+        if len(each) == 2:
+            of_two["the classifier's two networks agree"] = readers_agreement(*each)
+            of_two["judge agrees where the two networks do"] = clear_agreement(*each)
         return {
-            "the classifier's two networks agree": readers_agreement(*each),
+            **of_two,
             "truth by method": truths_by_method(images),
             "judge agrees with the truth": agreement(images),
-            "judge agrees where the two networks do": clear_agreement(*each),
             "judge errs on the style": style_errors(images),
             "rank agreement of the seeds' halves": rank_agreement(images),
             "rank agreement with the truth": rank_truth(images),
@@ -142,16 +169,29 @@ def _classifier(classifier: Classifier, seed: int) -> dict[str, object]:
         poses = rng.integers(2**31, size=STYLE_DRAWINGS)
         shown = [draw(random_thing(rng), style.look, seed=int(pose)) for pose in poses]
         styles[name] = float(classifier.read(shown).is_in(style.look).mean())
-    lost, truth_of_lost = drawings(1000, seed=seed + 1, bare=True)
-    read = classifier.read_pixels(lost.float() / 127.5 - 1)
-    found = read.of("look") == truth_of_lost[:, -1].numpy()
-    families = FAMILY_OF_LOOK[truth_of_lost[:, -1]]
-    bare = {name: float(found[families == FAMILIES.index(name)].mean()) for name in SEPARABLE}
+    faded, truth_of_faded = drawings(2000, seed=seed + 1, faded=True)
+    read = classifier.read_pixels(faded.float() / 127.5 - 1)
+    found = read.of("look") == truth_of_faded[:, -1].numpy()
+    families = FAMILY_OF_LOOK[truth_of_faded[:, -1]]
+    pictures = random_pictures(2000, seed=seed + 1, faded=True)
+    contrasts = np.array([one.contrast for one in pictures])
+    kinds = {
+        "lost": contrasts == 0,
+        "faint": (contrasts > 0) & (contrasts <= GONE[1]),
+        "there": contrasts >= THERE[0],
+    }
+    by_contrast = {
+        kind: {
+            name: float(found[chosen & (families == FAMILIES.index(name))].mean())
+            for name in SEPARABLE
+        }
+        for kind, chosen in kinds.items()
+    }
     return {
         "clean": accuracies(classifier.read_pixels(clean), truth),
         "damaged": accuracies(classifier.read_pixels(damaged), truth),
         "the very setting of each style": styles,
-        "a setting without its texture, by family": bare,
+        "a texture that is lost, faint, or there yet, by family": by_contrast,
     }
 
 

@@ -5,9 +5,9 @@ noise that they still show what was drawn), those of held-out subjects and style
 an instrument of measurement: no stage of the training and no metric of the benchmark sees it, and
 it is not shipped.
 
-Some drawings have lost their texture, and are in no setting. A network that has not met them names
-the likeliest of the settings that it knows: it called every blueprint a ruled one, whose rules were
-not there.
+Some drawings have lost their texture, or it is too faint (GONE): they are in no setting. Others, of
+fainter textures that are THERE yet, still are. A network that has not met them names the likeliest
+of the settings that it knows: it called every blueprint a ruled one, whose rules were not there.
 
 A generated picture is none of its drawings, and a reading that turns with a pixel's shift is no
 truth. So a network learns from shifted drawings and reads nine shifted views of a picture; and two
@@ -25,6 +25,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmark_data.miniworld.renderings import BARE, SEPARABLE
 from benchmark_data.miniworld.train.common import load_state, log, save_state
 from benchmark_data.miniworld.train.degrade import MARGIN, degrade, shifted
 from benchmark_data.miniworld.train.drawings import BARE_LOOKS, LOOKS, thing_numbers
@@ -35,13 +36,16 @@ from benchmark_data.miniworld.world import (
     CATEGORIES,
     COLOURS,
     FAMILIES,
+    GONE,
     MONOCHROME,
     PATTERNS,
     STYLES,
     SUBJECTS,
+    THERE,
     Look,
     Thing,
     draw,
+    draw_faint,
     random_look,
     random_thing,
     survives,
@@ -62,8 +66,9 @@ FAMILY_OF_LOOK = np.array([FAMILIES.index(look.family) for look in READ_LOOKS])
 UNTOLD = -100  # cross-entropy's mark for "do not count this"
 HELD_OUT = 0.15  # share of drawings that show a subject, and that are in a style, of the suite
 PAINTED = 1 / 3  # share of the drawings that are painted over, too
-BARE_SHARE = 0.1  # as many drawings again have lost their texture; all are painted over, too
+FADED = 0.2  # as many drawings again have a faint texture or none; all are painted over, too
 STRENGTHS = (0.1, 0.4)  # share of the sampler's steps that those go through
+STEPS, DRAWINGS = 4800, 40_000  # that a network learns for, and from
 FILE = 1024  # painted drawings a file
 VIEWS = tuple((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1))  # shifts that are read together
 
@@ -83,43 +88,67 @@ def random_picture(rng: np.random.Generator) -> tuple[Thing, Look]:
     return thing, look
 
 
-def random_pictures(
-    count: int, *, seed: int, bare: bool = False
-) -> Iterator[tuple[Thing, Look, int, float]]:
-    """What drawings show (``bare``: all without their texture), and the pose and jitter of each."""
-    rng = np.random.default_rng((seed, 78 if bare else 77))
-    for _ in range(count):
+@dataclass(frozen=True)
+class Shown:
+    """What a drawing shows: thing and look, drawn with this pose, jitter and contrast of texture.
+
+    The look is bare where the contrast is no more than GONE; ``drawn`` is the one with the texture.
+    """
+
+    thing: Thing
+    look: Look
+    pose: int
+    jitter: float
+    drawn: Look
+    contrast: float = 1.0
+
+    def image(self) -> Image:
+        """Draw it."""
+        if self.contrast == 1:
+            return draw(self.thing, self.drawn, seed=self.pose, jitter=self.jitter)
+        return draw_faint(self.thing, self.drawn, self.contrast, seed=self.pose, jitter=self.jitter)
+
+
+def random_pictures(count: int, *, seed: int, faded: bool = False) -> Iterator[Shown]:
+    """What drawings show; ``faded``: of half the texture is lost, of a quarter each GONE, THERE."""
+    rng = np.random.default_rng((seed, 78 if faded else 77))
+    for index in range(count):
         thing, look = random_picture(rng)
-        if bare:
-            look = BARE_LOOKS[int(rng.integers(len(BARE_LOOKS)))]
-        yield thing, look, int(rng.integers(2**31)), float(rng.uniform(0.2, 0.8))
+        while faded and look.family not in SEPARABLE:
+            _, look = random_picture(rng)
+        drawn, contrast = look, 1.0
+        if faded:
+            kind = (None, GONE, None, THERE)[index % 4]
+            contrast = 0.0 if kind is None else float(rng.uniform(*kind))
+            look = drawn if kind is THERE else Look(look.family, look.palette, BARE)
+        pose, jitter = int(rng.integers(2**31)), float(rng.uniform(0.2, 0.8))
+        yield Shown(thing, look, pose, jitter, drawn, contrast)
 
 
-def drawings(count: int, *, seed: int, bare: bool = False) -> tuple[Tensor, Tensor]:
+def drawings(count: int, *, seed: int, faded: bool = False) -> tuple[Tensor, Tensor]:
     """Random drawings, uint8 ``(count, 3, 64, 64)``, and numbers of NAMES, ``(count, 6)``."""
     pixels = np.empty((count, 64, 64, 3), np.uint8)
     truth = np.empty((count, len(NAMES)), np.int64)
-    shown = random_pictures(count, seed=seed, bare=bare)
-    for index, (thing, look, pose, jitter) in enumerate(shown):
-        pixels[index] = np.asarray(draw(thing, look, seed=pose, jitter=jitter))
-        truth[index] = (*thing_numbers(thing), READ_LOOKS.index(look))
-        if look.family in MONOCHROME:
+    for index, shown in enumerate(random_pictures(count, seed=seed, faded=faded)):
+        pixels[index] = np.asarray(shown.image())
+        truth[index] = (*thing_numbers(shown.thing), READ_LOOKS.index(shown.look))
+        if shown.look.family in MONOCHROME:
             truth[index, [1, 2, 4]] = UNTOLD
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(truth)
 
 
-def load_drawings(work: Path, count: int, *, seed: int, bare: bool) -> tuple[Tensor, Tensor]:
+def load_drawings(work: Path, count: int, *, seed: int, faded: bool) -> tuple[Tensor, Tensor]:
     """What `drawings` draws, or read from ``work`` where that was done."""
-    path = work / f"classifier-{'bare' if bare else 'drawings'}-{seed}-{count}.safetensors"
+    path = work / f"classifier-{'faded' if faded else 'drawings'}-{seed}-{count}.safetensors"
     if not path.exists():
-        pixels, truth = drawings(count, seed=seed, bare=bare)
+        pixels, truth = drawings(count, seed=seed, faded=faded)
         save_state(path, {"pixels": pixels, "truth": truth}, {})
     tensors, _ = load_state(path)
     return tensors["pixels"], tensors["truth"]
 
 
 def load_painted(
-    pixels: Tensor, work: Path, base: Path, *, seed: int, bare: bool = False
+    pixels: Tensor, work: Path, base: Path, *, seed: int, faded: bool = False
 ) -> Tensor:
     """Drawings painted over by the base model with their captions, uint8 ``(n, 3, 64, 64)``.
 
@@ -128,11 +157,11 @@ def load_painted(
         work: A file every 1,024 is kept there, and read where it is and was made by this base.
         base: The base model's folder.
         seed: Of the drawings, the strengths and the noise.
-        bare: Whether the drawings have lost their texture.
+        faded: Whether the drawings have a faint texture, or none.
     """
-    shown = list(random_pictures(len(pixels), seed=seed, bare=bare))
+    shown = list(random_pictures(len(pixels), seed=seed, faded=faded))
     painter = Painter(base)
-    name = f"classifier-painted{'-bare' if bare else ''}-{_fingerprint(base)}-{seed}"
+    name = f"classifier-painted{'-faded' if faded else ''}-{_fingerprint(base)}-{seed}"
     parts = []
     for first in range(0, len(pixels), FILE):
         last = min(first + FILE, len(pixels))
@@ -140,9 +169,9 @@ def load_painted(
         if not path.exists():
             latents = []
             for start in range(first, last, BATCH):
-                rng = np.random.default_rng((seed, 89 if bare else 88, start))
+                rng = np.random.default_rng((seed, 89 if faded else 88, start))
                 batch = slice(start, min(start + BATCH, last))
-                captions = [in_words(thing, look, rng) for thing, look, _, _ in shown[batch]]
+                captions = [in_words(one.thing, one.look, rng) for one in shown[batch]]
                 strength = float(rng.uniform(*STRENGTHS))
                 noise = int(rng.integers(2**31))
                 latents.append(painter.paint(pixels[batch], captions, strength, noise))
@@ -263,7 +292,7 @@ def accuracies(reading: Reading, truth: Tensor) -> dict[str, float]:
 
 
 def load_classifier(
-    work: Path, base: Path, *, seed: int = 0, steps: int = 4800, count: int = 40_000
+    work: Path, base: Path, *, seed: int = 0, steps: int = STEPS, count: int = DRAWINGS
 ) -> Classifier:
     """Train the classifier, or read it from ``work`` where that was done; resumes.
 
@@ -274,11 +303,11 @@ def load_classifier(
         steps: Of 96 pictures.
         count: Number of drawings.
     """
-    lost, truth_of_lost = load_drawings(work, round(BARE_SHARE * count), seed=seed, bare=True)
-    whole, truth_of_whole = load_drawings(work, count, seed=seed, bare=False)
+    lost, truth_of_lost = load_drawings(work, round(FADED * count), seed=seed, faded=True)
+    whole, truth_of_whole = load_drawings(work, count, seed=seed, faded=False)
     painted = torch.cat(
         [
-            load_painted(lost, work, base, seed=seed, bare=True),
+            load_painted(lost, work, base, seed=seed, faded=True),
             load_painted(whole[: round(PAINTED * count)], work, base, seed=seed),
         ]
     )

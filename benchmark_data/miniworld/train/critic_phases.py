@@ -89,8 +89,8 @@ class Scale:
 
 
 GOING_ON = Scale(
-    comparing=2000,
-    answering=1500,
+    comparing=1100,
+    answering=800,
     compared=1 / 3,
     asked=3 / 8,
     comparing_rates=(0.009, 7.5e-4),

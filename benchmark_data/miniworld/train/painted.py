@@ -28,14 +28,22 @@ from benchmark_data.miniworld.train.drawings import (
     described,
 )
 from benchmark_data.miniworld.train.overpaint import BATCH, Painter, in_words
-from benchmark_data.miniworld.world import FAMILIES, Look, draw, random_look, random_thing
+from benchmark_data.miniworld.world import (
+    FAMILIES,
+    GONE,
+    THERE,
+    Look,
+    draw,
+    draw_faint,
+    random_look,
+    random_thing,
+)
 
 TRUE = (0.1, 0.4)  # strengths: share of the sampler's steps that a drawing goes through
 HALF = (0.6, 0.85)
 NEAR = (0.75, 0.95)
 BARE_STRENGTHS = (0.05, 0.4)
 FAINT_STRENGTHS = (0.05, 0.2)
-GONE, THERE = (0.08, 0.28), (0.5, 0.85)  # contrasts of a faint texture that is no style, or one
 NEAR_SHARE = 0.6  # of the batches that lose half of their look to another one of its family
 FILE = 1024  # pictures a file
 
@@ -123,7 +131,7 @@ def draw_bare(base: Path, count: int, seed: int) -> tuple[Tensor, NDArray[np.int
     return _and_painted(base, drawn, captions, BARE_STRENGTHS, rng), np.tile(looks, 2)
 
 
-def draw_faint(
+def draw_fading(
     base: Path, count: int, seed: int
 ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.bool_]]:
     """``count`` drawings whose texture is faint, and as many painted over ones of them.
@@ -138,13 +146,8 @@ def draw_faint(
     there = np.arange(count) % 2 == 0
     drawn = np.empty((count, 64, 64, 3), np.uint8)
     for index, (thing, look) in enumerate(zip(things, looks, strict=True)):
-        pose = int(rng.integers(2**31))
-        whole, bare = (
-            np.asarray(draw(thing, shown, seed=pose, jitter=0.6), np.float64)
-            for shown in (look, Look(look.family, look.palette, BARE))
-        )
-        contrast = rng.uniform(*(THERE if there[index] else GONE))
-        drawn[index] = np.rint(bare + contrast * (whole - bare))
+        pose, contrast = int(rng.integers(2**31)), rng.uniform(*(THERE if there[index] else GONE))
+        drawn[index] = np.asarray(draw_faint(thing, look, contrast, seed=pose, jitter=0.6))
     # a caption without texture paints away what there is of it
     captions = [
         in_words(thing, look if counts else Look(look.family, look.palette, BARE), rng)
@@ -211,7 +214,7 @@ def load_painted(
     lost = load_state(path)[0]
     path = work / f"faint-{seed}-{faint}.safetensors"
     if not path.exists():
-        pixels, looks, there = draw_faint(base, faint, seed)
+        pixels, looks, there = draw_fading(base, faint, seed)
         named = {"looks": torch.from_numpy(looks), "there": torch.from_numpy(there)}
         save_state(path, {"pixels": pixels, **named}, {})
         log.info("critic: %d drawings with a faint texture", faint)
