@@ -10,6 +10,7 @@ from PIL import Image as Picture
 from scipy import stats
 from torch.nn import functional
 
+from benchmark_data.miniworld.measure import __main__ as measure
 from benchmark_data.miniworld.measure import base, fading, loras
 from benchmark_data.miniworld.measure.classifier import (
     CLASSES,
@@ -169,6 +170,17 @@ def test_fading_tells_from_which_contrast_on_a_style_is_seen(monkeypatch) -> Non
     for style in shares["critic"]:
         assert list(shares["critic"][style].values()) == [0, 0, 0, 0, 0, 1, 1, 1]
         assert list(shares["classifier"][style].values()) == [0, 0, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("option", [["--drawings", "0"], ["--steps", "0"]])
+def test_a_classifier_of_nothing_is_refused(option, tmp_path, monkeypatch, capsys) -> None:
+    words = ["measure", "classifier", "--work", str(tmp_path / "work"), *option]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as ended:
+        measure.main()
+    assert ended.value.code == 2
+    assert "give at least 60 and 1" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "work").exists()
 
 
 def test_shifted_pictures_repeat_their_borders() -> None:

@@ -59,6 +59,7 @@ from mars2.store import RunStore
 
 PACKAGE = Path(__file__).parents[1]
 STYLE_DRAWINGS = 100
+FEWEST = 60  # drawings that a classifier learns from
 PARTS = ("classifier", "base", "loras", "critic", "fading", "clip", "dino", "suite")
 
 
@@ -85,6 +86,11 @@ def main() -> None:
     chosen = parser.parse_args()
     if "suite" in chosen.parts and chosen.run is None:
         parser.error("the part `suite` needs --run")
+    if chosen.drawings < FEWEST or chosen.steps < 1:
+        parser.error(
+            f"--drawings is {chosen.drawings} and --steps {chosen.steps}: give at least {FEWEST} "
+            "and 1"
+        )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     chosen.work.mkdir(parents=True, exist_ok=True)
