@@ -256,6 +256,8 @@ def _from_file(path: Path, name: str) -> MergeMethod:
     registered = _FILES[path][1]
     if not name and registered:
         raise PluginError(f"{path}: say which of its methods: {path.name}:{registered[0]}")
+    if not registered:
+        raise PluginError(f"{path} has no method: register one, as by @layer_method({name!r})")
     if name not in registered:
         raise PluginError(f"{path} has no method {name!r}; {nearest(name, registered)}")
     return METHODS.get(name)

@@ -1,5 +1,6 @@
 """Reference images of subjects and styles: what generated images are compared with."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def find_references(store: RunStore, suite: str | None = None) -> References:
     """
     if isinstance(store.spec, ImagesSpec) and store.spec.references:
         files = {
-            concept: [store.folder / file for file in files]
+            concept: [Path(os.path.normpath(store.folder / file)) for file in files]
             for concept, files in store.spec.references.items()
         }
         return References(files, store.spec.phrases)

@@ -6,6 +6,7 @@ Random fields have sizes that do not depend on the object, so that one seed give
 and the same grain to every object.
 """
 
+import colorsys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -275,6 +276,42 @@ PALETTES: Mapping[str, Mapping[str, Palette]] = {
     },
 }
 
+
+def _invented(family: str, count: int, least: int = 24) -> dict[str, Palette]:
+    """Palettes of the family's tones in other colours, the same for everyone.
+
+    From each other and from the family's own they differ by ``least`` of 255 in some channel.
+    """
+    own, rng = list(PALETTES[family].values()), np.random.default_rng([*family.encode()])
+    made: list[Palette] = []
+    while len(made) < count:
+        model, turn, paler = own[rng.integers(len(own))], rng.random(), rng.uniform(-0.35, 0.5)
+        lighter, tones = rng.uniform(-0.1, 0.2), []
+        for colour in (model.ground, model.ink):
+            hue, saturation, value = colorsys.rgb_to_hsv(*(tone / 255 for tone in colour))
+            chosen = ((hue + turn) % 1, saturation + paler, value + lighter)
+            tones.append(colorsys.hsv_to_rgb(*(min(max(x, 0.0), 1.0) for x in chosen)))
+        ground, ink = ((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in tones)
+        palette = Palette(ground, ink)
+        if all(_distance(palette, other) >= least for other in (*own, *made)):
+            made.append(palette)
+    return {f"invented_{number}": palette for number, palette in enumerate(made)}
+
+
+def _distance(a: Palette, b: Palette) -> int:
+    return max(abs(x - y) for x, y in zip((*a.ground, *a.ink), (*b.ground, *b.ink), strict=True))
+
+
+INVENTED: Mapping[str, Mapping[str, Palette]] = {
+    family: {} if family == "photo" else _invented(family, 20) for family in PALETTES
+}
+"""Palettes of no style and no caption, for a judge that has to tell settings it has never met."""
+
+
+def _palette(family: str, name: str) -> Palette:
+    return PALETTES[family].get(name) or INVENTED[family][name]
+
+
 TEXTURES: Mapping[str, tuple[str, ...]] = {
     "photo": ("natural",),
     "flat": ("plain", "sticker", "shadow"),
@@ -337,7 +374,7 @@ def photo(scene: Scene, palette: str, texture: str) -> Floats:
 
 def flat(scene: Scene, palette: str, texture: str) -> Floats:
     """Areas of one colour: bare, with a white sticker's rim, or with a long shadow."""
-    setting = PALETTES["flat"][palette]
+    setting = _palette("flat", palette)
     picture = np.where(scene.object[..., None], scene.painted(), _rgb(setting.ground))
     if texture == "sticker":
         rim = dilated(scene.object, scene.px(2.2)) & ~scene.object
@@ -353,7 +390,7 @@ def flat(scene: Scene, palette: str, texture: str) -> Floats:
 
 def line(scene: Scene, palette: str, texture: str) -> Floats:
     """Ink outlines: fine, bold, or drawn twice by an unsteady hand."""
-    setting = PALETTES["line"][palette]
+    setting = _palette("line", palette)
     roles = scene.roles
     if texture == "sketchy":
         ink = np.zeros(roles.shape, dtype=bool)
@@ -368,7 +405,7 @@ def line(scene: Scene, palette: str, texture: str) -> Floats:
 
 def watercolor(scene: Scene, palette: str, texture: str) -> Floats:
     """Transparent washes on paper: wet in wet, with dried edges, or on rough paper."""
-    setting = PALETTES["watercolor"][palette]
+    setting = _palette("watercolor", palette)
     spread = {"wet": 1.6}.get(texture, 0.9) * scene.unit
     roles = _warped(scene.roles, _noise(scene, 9) * spread, _noise(scene, 9) * spread)
     colours = np.concatenate([_rgb((255, 255, 255))[None], scene.colours[1:]])
@@ -391,7 +428,7 @@ def watercolor(scene: Scene, palette: str, texture: str) -> Floats:
 
 def crayon(scene: Scene, palette: str, texture: str) -> Floats:
     """Waxy strokes that leave gaps, over a scribbled ground: slanted, level or crossed."""
-    setting = PALETTES["crayon"][palette]
+    setting = _palette("crayon", palette)
     angle = 0 if texture == "horizontal" else -50
     wax = _strokes(scene, angle, 1.0, 9) * 0.75 + _grain(scene, 0.7) * 0.25
     if texture == "crossed":
@@ -412,7 +449,7 @@ def crayon(scene: Scene, palette: str, texture: str) -> Floats:
 
 def pixel(scene: Scene, palette: str, texture: str) -> Floats:
     """Big pixels: small with a dark outline, coarse, or with a screen's dark lines."""
-    setting = PALETTES["pixel"][palette]
+    setting = _palette("pixel", palette)
     if texture == BARE:
         return np.where(scene.object[..., None], scene.painted(), _rgb(setting.ground))
     size = {"outlined": 2, "coarse": 3, "scanlines": 2}[texture]
@@ -435,7 +472,7 @@ def pixel(scene: Scene, palette: str, texture: str) -> Floats:
 
 def neon(scene: Scene, palette: str, texture: str) -> Floats:
     """Glowing tubes in the dark: one thick, two thin, or one with glowing haze inside."""
-    setting = PALETTES["neon"][palette]
+    setting = _palette("neon", palette)
     peak = scene.colours.max(1, keepdims=True)
     bright = scene.colours * np.sqrt(255 / np.maximum(peak, 1))
     bright[DETAIL] = (225, 228, 240)
@@ -455,7 +492,7 @@ def neon(scene: Scene, palette: str, texture: str) -> Floats:
 
 def halftone(scene: Scene, palette: str, texture: str) -> Floats:
     """Printed screens: small dots, large dots with a comic's outlines, or lines."""
-    setting = PALETTES["halftone"][palette]
+    setting = _palette("halftone", palette)
     period = {"comic": 4.5}.get(texture, 3.2) * scene.unit
     along, across = _axes(scene.n, 45 if texture != "lines" else -20)
     waves = np.cos(across * np.float32(2 * np.pi / period))
@@ -481,7 +518,7 @@ def halftone(scene: Scene, palette: str, texture: str) -> Floats:
 
 def oil(scene: Scene, palette: str, texture: str) -> Floats:
     """Opaque brush strokes of varying lightness: short dabs, long strokes, or swirls."""
-    setting = PALETTES["oil"][palette]
+    setting = _palette("oil", palette)
     base = np.where(scene.object[..., None], scene.painted(), _rgb(setting.ground))
     if texture == BARE:
         return base
@@ -520,7 +557,7 @@ def oil(scene: Scene, palette: str, texture: str) -> Floats:
 
 def blueprint(scene: Scene, palette: str, texture: str) -> Floats:
     """Thin light lines on coloured paper: ruled, dotted, or with a draughtsman's guides."""
-    setting = PALETTES["blueprint"][palette]
+    setting = _palette("blueprint", palette)
     n, u = scene.n, scene.unit
     along = np.arange(n, dtype=np.float32) + 0.5
     x, y = along[None, :], along[:, None]
@@ -542,7 +579,7 @@ def blueprint(scene: Scene, palette: str, texture: str) -> Floats:
 
 def woodcut(scene: Scene, palette: str, texture: str) -> Floats:
     """Carved lines in one ink, denser where darker: level, slanted or in rings."""
-    setting = PALETTES["woodcut"][palette]
+    setting = _palette("woodcut", palette)
     n, period = scene.n, 3.4 * scene.unit
     if texture == "rings":
         along = np.arange(n, dtype=np.float32)
@@ -564,7 +601,7 @@ def woodcut(scene: Scene, palette: str, texture: str) -> Floats:
 
 def mosaic(scene: Scene, palette: str, texture: str) -> Floats:
     """Small tiles with grout between: squares, bricks or shards."""
-    setting = PALETTES["mosaic"][palette]
+    setting = _palette("mosaic", palette)
     if texture == BARE:
         return np.where(scene.object[..., None], scene.painted(), _rgb(setting.ground))
     cells = _cells(scene, texture, {"square": 3.2, "brick": 2.7, "shards": 3.7}[texture])
@@ -578,7 +615,7 @@ def mosaic(scene: Scene, palette: str, texture: str) -> Floats:
 
 def glass(scene: Scene, palette: str, texture: str) -> Floats:
     """Lit glass in black lead: bent panes, shards, or rays around the object."""
-    setting = PALETTES["glass"][palette]
+    setting = _palette("glass", palette)
     n, u = scene.n, scene.unit
     grid = np.arange(n, dtype=np.float32)
     if texture == "panes":
@@ -609,7 +646,7 @@ def glass(scene: Scene, palette: str, texture: str) -> Floats:
 
 def chalk(scene: Scene, palette: str, texture: str) -> Floats:
     """Dusty chalk on a board: mostly outlines, filled with the chalk's side, or hatched."""
-    setting = PALETTES["chalk"][palette]
+    setting = _palette("chalk", palette)
     dust = np.clip(_noise(scene, 5) * 0.5 + 0.2, 0, 1)
     board = _mix(_rgb(setting.ground), _rgb(setting.ink), dust * 0.5)
     pale = scene.colours * 0.8 + 51

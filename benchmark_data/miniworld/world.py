@@ -17,6 +17,7 @@ from PIL import Image
 from benchmark_data.miniworld.renderings import (
     BARE,
     BLACK,
+    INVENTED,
     PALETTES,
     RENDERINGS,
     SEPARABLE,
@@ -112,7 +113,8 @@ class Look:
 
     def __post_init__(self) -> None:
         _check("family", self.family, FAMILIES)
-        _check(f"{self.family} palette", self.palette, tuple(PALETTES[self.family]))
+        if self.palette not in INVENTED[self.family]:
+            _check(f"{self.family} palette", self.palette, tuple(PALETTES[self.family]))
         bare = (BARE,) if self.family in SEPARABLE else ()
         _check(f"{self.family} texture", self.texture, (*TEXTURES[self.family], *bare))
 

@@ -156,6 +156,8 @@ def build(
     from leaderboards.site import build_site, read_published, write_site
     from mars2.job import RunError
 
+    if out.is_dir() and any(out.iterdir()) and not (out / "assets" / "site.js").exists():
+        raise RunError(f"{out} is not empty, and no site of this command; give another by --out")
     if repository and not repository.startswith("https://"):
         raise RunError(f"--repository is {repository!r}; give an https:// address")
     finder = _Finder(suite or (), references=True)

@@ -108,7 +108,7 @@ def parse_seeds(text: str | None) -> tuple[int, ...]:
             raise RunError(f"--seeds is {text!r}; give numbers such as 0-9 or 0,3,5")
         seeds += range(int(first), int(last if dash else first) + 1)
     if text is not None and not seeds:
-        raise RunError(f"--seeds is {text!r}, which is no number at all")
+        raise RunError(f"--seeds is {text!r}: no seed is in it; give numbers such as 0-9 or 0,3,5")
     return tuple(seeds)
 
 

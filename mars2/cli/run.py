@@ -128,3 +128,5 @@ def run(
         failed = measuring.score(store, scoring)
         measuring.report(store)
         measuring.exit_if_failed(failed)
+    else:
+        print(f"{out / 'images'}: METHOD/PAIR/SEED.png; `mars2 score {out}` scores them")

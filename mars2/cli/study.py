@@ -220,8 +220,9 @@ def cost(
         float | None, typer.Option(min=0, help="Seconds to judge one image.")
     ] = None,
     against: Annotated[
-        str, typer.Option(help="Method that the others have to pay against.")
-    ] = "ziplora",
+        str | None,
+        typer.Option(help="Method that the others have to pay against.  [default: ziplora]"),
+    ] = None,
     out: Out = None,
 ) -> None:
     """Tell what each method takes as a whole, and from how many pairs on it pays."""

@@ -159,6 +159,9 @@ def fit(image: Image.Image, side: int) -> Image.Image:
     return small
 
 
+_ANSWERS: dict[bool | None, str] = {True: "yes", False: "no", None: "no answer"}
+
+
 class _Sheet:
     """A white sheet with the labels of a grid, to paste images on."""
 
@@ -204,14 +207,22 @@ class _Sheet:
         self.badge = round(side / 9)
         marked = any(grid.marks.values())
         legend = y + 2 * self.gap
+        told = {mark.right for marks in grid.marks.values() for mark in marks}
+        each = max((count for _, count in grid.spans), default=0)
+        part = f"; {each} of {grid.images} images a pair shown" if each < grid.images else ""
+        text = f"the judge's verdict: first on the subject, then on the style{part}"
+        width, below = x + margin - self.gap, ""
+        if self.left + self.key_width(told) + self.small.getlength(text) > width - margin:
+            text, below = "", _fold(text, self.small, width - 2 * margin)
         bottom = legend + self.badge if marked else y - self.gap
-        self.image = Image.new("RGB", (x + margin - self.gap, bottom + margin), _PAPER)
+        if marked and below:
+            bottom += self.gap + round(probe.multiline_textbbox((0, 0), below, font=self.small)[3])
+        self.image = Image.new("RGB", (width, bottom + margin), _PAPER)
         self.draw = ImageDraw.Draw(self.image)
         if marked:
-            told = {mark.right for marks in grid.marks.values() for mark in marks}
-            each = max(count for _, count in grid.spans)
-            part = f"; {each} of {grid.images} images a pair shown" if each < grid.images else ""
-            self.legend(told, part, self.left, legend)
+            self.legend(told, text, margin if below else self.left, legend)
+            below_legend = (margin, legend + self.badge + self.gap)
+            self.draw.multiline_text(below_legend, below, _FAINT, self.small)
         for block, y in zip(blocks, self.y, strict=True):
             self.draw.multiline_text(
                 (self.left - margin, y + side / 2),
@@ -251,17 +262,20 @@ class _Sheet:
             points = [(x + u * (size - 1), y + v * (size - 1)) for u, v in stroke]
             self.draw.line(points, _PAPER, max(2, size // 7), joint="curve")
 
-    def legend(self, told: Collection[bool | None], part: str, x: float, y: float) -> None:
-        """Say below the grid what the marks in it are, and which part of the images it shows."""
-        names = {True: "yes", False: "no", None: "no answer"}
-        for right, text in names.items():
+    def key_width(self, told: Collection[bool | None]) -> float:
+        """Pixels that the marks of a legend take."""
+        texts = [text for right, text in _ANSWERS.items() if right in told]
+        return sum(self.badge + 5 * self.gap + self.small.getlength(text) for text in texts)
+
+    def legend(self, told: Collection[bool | None], text: str, x: float, y: float) -> None:
+        """Say below the grid what the marks in it are."""
+        for right, name in _ANSWERS.items():
             if right not in told:
                 continue
             self.verdict(right, x, y)
             x += self.badge + self.gap
-            self.draw.text((x, y + self.badge / 2), text, _INK, self.small, anchor="lm")
-            x += self.small.getlength(text) + 4 * self.gap
-        text = f"the judge's verdict: first on the subject, then on the style{part}"
+            self.draw.text((x, y + self.badge / 2), name, _INK, self.small, anchor="lm")
+            x += self.small.getlength(name) + 4 * self.gap
         self.draw.text((x, y + self.badge / 2), text, _FAINT, self.small, anchor="lm")
 
     def empty(self, row: int, column: Column, text: str) -> None:

@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from mars2.job import CONTROLS, RunError, RunSpec
+from mars2.job import CONTROLS, RunError, RunSpec, listed
 from mars2.report.formatting import count, seconds, size_in_bytes
 from mars2.report.plots import COLORS
 from mars2.stats import Estimate, cluster_mean
@@ -63,17 +63,18 @@ def study_cost(
     stores: Sequence[RunStore],
     elsewhere: Elsewhere = Elsewhere(),
     *,
-    against: str = "ziplora",
+    against: str | None = None,
 ) -> Result:
     """Return the study of what the methods of one or several runs took.
 
     Args:
         stores: Runs; a method in several of them has the jobs of all.
         elsewhere: Times that runs do not know.
-        against: Method that the others have to pay against.
+        against: Method that the others have to pay against; None: ziplora, if it is there.
 
     Raises:
-        RunError: No run has costs, or memory was measured in different ways.
+        RunError: No run has costs or the method that is named, or memory was measured in
+            different ways.
     """
     costs: dict[str, list[Cost]] = {}
     names: dict[str, str] = {}
@@ -94,7 +95,10 @@ def study_cost(
             "give runs of one device"
         )
     found = {label: _of(own, names[label], elsewhere) for label, own in costs.items()}
-    base = next((label for label in found if names[label] == against), None)
+    base = next((x for x in found if (against or "ziplora") in (names[x], x)), None)
+    if against and base is None:
+        raise RunError(f"no job of {against!r} is finished; there are {listed(found)}")
+    against = against or "ziplora"
     rows = [_row(label, one, found.get(base) if base else None) for label, one in found.items()]
     stages = ("LoRAs", "merge", "generation", "judging")
     parts = [

@@ -415,6 +415,11 @@ def test_loads_a_method_from_a_file(tmp_path: Path):
         parse_method(f"{path}:halfs")
     with pytest.raises(PluginError, match="has no method 'direct_sum'"):
         parse_method(f"{path}:direct_sum")
+    bare = tmp_path / "bare.py"
+    bare.write_text("def softer(deltas):\n    return deltas[0]\n")
+    with pytest.raises(PluginError, match=r"register one, as by @layer_method\('softer'\)"):
+        parse_method(f"{bare}:softer")
+    bare.unlink()
     with pytest.raises(PluginError, match=r"say which of its methods: mine\.py:halves"):
         parse_method(str(path))
 

@@ -16,23 +16,28 @@ from torch import nn
 from benchmark_data.miniworld.train import (
     clip,
     critic,
+    critic_heads,
     critic_measure,
     critic_model,
     critic_phases,
+    critic_pictures,
     dino,
     loop,
     painted,
 )
 from benchmark_data.miniworld.train.common import TrainingError
 from benchmark_data.miniworld.train.critic_measure import Reader
-from benchmark_data.miniworld.train.critic_phases import Pictures
+from benchmark_data.miniworld.train.critic_pictures import Pictures, recolour
+from benchmark_data.miniworld.train.critic_questions import question
 from benchmark_data.miniworld.train.degrade import degrade
 from benchmark_data.miniworld.train.drawings import (
     GROUP,
+    INVENTED_LOOKS,
     LOOKS,
     Pairs,
     described,
     draw_groups,
+    load_bank,
     make_bank,
     same_subject,
     style_pairs,
@@ -87,6 +92,26 @@ def test_training_never_shows_what_is_held_out(bank):
     shown = [described(bank, row) for row in range(len(bank.kinds))]
     assert not held_things & {thing for thing, _ in shown}
     assert not held_looks & {look for _, look in shown}
+
+
+def test_invented_settings_are_pairs_of_their_own(tmp_path):
+    bank = load_bank(tmp_path, groups=2, invented=12, seed=3, chunk=8)
+    assert bank.groups == 14
+    shown = [described(bank, row)[1] for row in range(len(bank.kinds))]
+    styled = [look for look in shown if look.family != "photo"]
+    where = [look in INVENTED_LOOKS for look in shown]
+    assert not any(where[: 2 * GROUP])
+    assert sum(where[2 * GROUP :]) == sum(look.family != "photo" for look in shown[2 * GROUP :])
+    assert len({look.palette for look in styled}) > 10
+    again = load_bank(tmp_path, groups=2, invented=12, seed=3, chunk=8)  # from its files
+    assert torch.equal(again.pixels, bank.pixels)
+    pairs = style_pairs(bank, 200, np.random.default_rng(0))
+    for a, b, answer in zip(pairs.references, pairs.tests, pairs.answers, strict=True):
+        assert answer == (shown[a] == shown[b])
+    rows = np.flatnonzero(where)[:3]
+    named = critic_heads.name_targets(bank, rows, torch.zeros(3, dtype=torch.bool))
+    assert (named[:, 6] == -100).all()  # their palettes have no name
+    assert (named[:, 7] >= 0).all()
 
 
 def test_a_variant_differs_from_its_picture_in_what_its_look_shows(bank):
@@ -213,7 +238,8 @@ def test_a_fading_texture_is_gone_or_there(monkeypatch):
     ],
 )
 def test_a_style_that_lost_something_is_no_answer_to_any_look(bank, lost, wanted, monkeypatch):
-    monkeypatch.setattr(critic_phases, "degrade", lambda images, generator, *, share: images)
+    monkeypatch.setattr(critic_pictures, "degrade", lambda images, generator, *, share: images)
+    monkeypatch.setattr(critic_phases, "RECOLOURED", 0.0)
     family = "flat" if lost == "half" else "blueprint"
     styled = np.flatnonzero(bank.families == FAMILIES.index(family))[:1]
     white = torch.full((1, 3, 64, 64), 255, dtype=torch.uint8)
@@ -234,11 +260,12 @@ def test_a_style_that_lost_something_is_no_answer_to_any_look(bank, lost, wanted
     for asked in (True, False):
         rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
         asks = np.full(400, asked)
-        images, asked_now, unknown = teacher._images(rows, pairs, asks, rng, generator)
-        white = (images[400:] == 1).flatten(1).all(1)
-        assert unknown[white].all()
-        assert (asked_now.answers[white.numpy()] == (lost == "there")).all()
-        assert asked_now.answers[~unknown.numpy()].all()
+        shown = teacher._images(rows, pairs, asks, rng, generator)
+        white = (shown.pixels[400:] == 1).flatten(1).all(1)
+        assert shown.unknown[white].all()
+        assert (shown.pairs.answers[white.numpy()] == (lost == "there")).all()
+        assert shown.pairs.answers[~shown.unknown.numpy()].all()
+        assert not shown.recoloured.any()
         share = white.float().mean().item()
         assert share == pytest.approx(wanted if asked else 0.0, abs=0.05)
         assert share > 0 or not asked
@@ -246,9 +273,74 @@ def test_a_style_that_lost_something_is_no_answer_to_any_look(bank, lost, wanted
 
 def test_damaged_pictures_are_moved_by_two_pixels_at_most():
     column = torch.linspace(-1, 1, 64).expand(200, 3, 64, 64)
-    moved = critic_phases.damage(column, torch.Generator().manual_seed(0), 0.0)
+    moved = critic_pictures.damage(column, torch.Generator().manual_seed(0), 0.0)
     offsets = ((moved[:, 0, 0, 32] - column[:, 0, 0, 32]) * 63 / 2).round().int().tolist()
     assert set(offsets) == {-2, -1, 0, 1, 2}
+
+
+def test_a_recoloured_pair_changes_its_colours_alike():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(80, 3, 8, 8, generator=generator) * 2 - 1
+    both = torch.cat([images, images])
+    other = recolour(both, torch.arange(80).repeat(2), torch.Generator().manual_seed(1))
+    torch.testing.assert_close(other[:80], other[80:])
+    assert other.min() >= -1
+    assert other.max() <= 1
+    negatives = 0
+    for before, after in zip(images, other, strict=False):
+        ranks = [channel.flatten().argsort() for channel in before]
+        for channel in after:  # each is one of the picture's channels in other tones
+            order = channel.flatten().argsort()
+            upright = sum(torch.equal(order, rank) for rank in ranks)
+            upside_down = sum(torch.equal(order.flip(0), rank) for rank in ranks)
+            assert upright + upside_down == 1
+            negatives += upside_down
+    grey = recolour(torch.zeros(20, 3, 8, 8), torch.arange(20), torch.Generator().manual_seed(1))
+    assert (grey.amax(1) - grey.amin(1)).mean() > 0.1
+    assert negatives / 240 == pytest.approx(critic_pictures.NEGATIVE, abs=0.1)
+
+
+def test_colours_are_not_named_in_other_colours_nor_textures_where_one_is_never_met(bank):
+    def look(row):
+        return LOOKS[bank.looks[row]]
+
+    rows = np.flatnonzero(bank.families == FAMILIES.index("crayon"))
+    whole = next(row for row in rows if look(row).palette != "black")  # waxwork's
+    lacking = next(row for row in rows if look(row).palette == "black")
+    chosen = np.array([whole, whole, lacking])
+    named = critic_heads.name_targets(bank, chosen, torch.tensor([False, True, False])) >= 0
+    assert named[0].all()
+    assert named[1].tolist() == [True, False, False, True, False, True, False, True]
+    assert named[2].tolist() == [True] * 7 + [False]
+
+
+def test_a_setting_that_is_held_out_is_named_by_a_palette_and_a_texture_that_are_not():
+    settings = critic_heads.SETTINGS
+    held_out = {LOOKS.index(style.look) for style in STYLES.values()}
+    known = [number for number in range(len(LOOKS)) if number not in held_out]
+    for number in held_out:
+        palette, texture = settings[number]
+        assert palette in settings[known, 0]
+        assert texture in settings[known, 1]
+    assert len({tuple(pair) for pair in settings}) == len(settings)
+    assert settings[: len(LOOKS), 0].max() + 1 == critic_heads.CLASSES[6]
+    assert settings[:, 1].max() + 1 + len(painted.SEPARABLE) == critic_heads.CLASSES[7]
+
+
+@pytest.mark.parametrize("style", ["", "kari dow"])
+def test_a_reworded_question_keeps_its_images_and_its_style(style):
+    rng = np.random.default_rng(0)
+    plain = question(style)
+    texts = [question(style, rng) for _ in range(50)]
+    assert len(set(texts)) > 45
+    for text in texts:
+        assert text.count("<image>") == 2
+        assert text.count("kari dow") <= plain.count("kari dow")
+        assert text.count("kari") == plain.count("kari")
+        assert text.startswith(plain[: plain.index("Decide")])
+        assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
+    kept = [sum(word in text.split() for word in plain.split()) for text in texts]
+    assert 0.5 < np.mean(kept) / len(plain.split()) < 0.95
 
 
 def test_a_critic_of_other_patches_is_no_start(tmp_path, monkeypatch):
@@ -308,7 +400,7 @@ def test_a_critic_goes_on_from_another_in_two_processes(tmp_path):
     out.mkdir()
     (out / "sdxl").symlink_to(WEIGHTS / "sdxl")
     critic.run(out, work, smoke=True, seed=0, steps=None, start=WEIGHTS / "critic", processes=2)
-    assert not (work / "critic-seeing.safetensors").exists()
+    assert (work / "critic-seeing.safetensors").exists()
     assert (work / "critic-comparing.safetensors").exists()
     assert (work / "faint-0-36.safetensors").exists()
     before, after = (
@@ -320,8 +412,8 @@ def test_a_critic_goes_on_from_another_in_two_processes(tmp_path):
         if old.ndim > 1
     }
     assert np.median(list(moved.values())) < 0.3  # of another start about 1.4
-    assert max(share for name, share in moved.items() if "language_model" in name) > 0
-    assert max(share for name, share in moved.items() if "vision_tower" in name) == 0
+    for part in ("language_model", "vision_tower"):
+        assert max(share for name, share in moved.items() if part in name) > 0
 
 
 def test_the_judge_reads_the_critic_as_it_was_trained(bank):

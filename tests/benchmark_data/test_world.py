@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmark_data.miniworld import world
-from benchmark_data.miniworld.renderings import BARE, PALETTES, SEPARABLE, TEXTURES
+from benchmark_data.miniworld.renderings import BARE, INVENTED, PALETTES, SEPARABLE, TEXTURES
 from benchmark_data.miniworld.world import (
     ATTRIBUTES,
     CATEGORIES,
@@ -86,6 +86,22 @@ def test_settings_of_a_family_differ_visibly(family: str) -> None:
     drawn = [pixels(MUG, look) for look in looks]
     for a, b in itertools.combinations(range(len(looks)), 2):
         assert changed(drawn[a], drawn[b]) > 0.02, (looks[a], looks[b])
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "photo"])
+def test_invented_palettes_are_nobodys(family: str) -> None:
+    made = list(INVENTED[family].values())
+    assert len(made) == 20
+    assert not set(INVENTED[family]) & set(PALETTES[family])
+    for one, other in itertools.combinations([*made, *PALETTES[family].values()], 2):
+        tones = (np.array([*palette.ground, *palette.ink]) for palette in (one, other))
+        assert one not in made or np.abs(np.subtract(*tones)).max() >= 24
+    look = Look(family, "invented_7", TEXTURES[family][0])
+    assert changed(pixels(MUG, look), pixels(MUG, Look(family, "invented_8", look.texture))) > 0
+    rng = np.random.default_rng(0)
+    assert not {random_look(rng, [family]).palette for _ in range(100)} & set(INVENTED[family])
+    with pytest.raises(ValueError, match=f"unknown {family} palette 'invented_20'"):
+        Look(family, "invented_20", TEXTURES[family][0])
 
 
 @pytest.mark.parametrize("family", SEPARABLE)

@@ -227,6 +227,9 @@ def test_a_folder_of_images_is_scored(cli: Cli, world, tmp_path: Path, random_im
     pair = ("--subject-refs", mine / "cat_oil", "--style-refs", mine / "dog_ink", "--style-name")
     out = tmp_path / "pair"
     arguments = (*pair, "wax crayon", "--judge", judge, "--metrics", "mars2", "--out", out)
+    code, said, error = cli("score", mine / "cat_ink", *arguments, "--dry-run")
+    assert (code, error) == (0, "")
+    assert not out.exists()  # and yet the references beside it are read
     assert cli("score", mine / "cat_ink", *arguments)[0] == 0
     assert json.loads((out / "scores.json").read_text())["cases"] == ["cat_oil_dog_ink"]
 

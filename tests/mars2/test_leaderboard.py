@@ -113,7 +113,14 @@ def test_from_a_run_to_the_site(cli: Cli, here: Path) -> None:
     code, said, wrong = cli("leaderboard", "check", "results", "--suite", "tiny.toml")
     assert (code, said, wrong) == (0, "6 entries checked, nothing wrong\n", "")
     words = ("--results", "results", "--suite", "tiny.toml", "--repository", "https://example.org")
-    for out in ("site", "again"):
+    pictures = here / "pictures"
+    pictures.mkdir()
+    (pictures / "0.png").touch()
+    code, _, wrong = cli("leaderboard", "build", "-o", "pictures", *words)
+    assert (code, wrong.count("\n")) == (2, 1)
+    assert "pictures is not empty, and no site of this command" in wrong
+    assert [path.name for path in pictures.iterdir()] == ["0.png"]
+    for out in ("site", "again", "again"):
         code, said, _ = cli("leaderboard", "build", "-o", out, *words)
         assert code == 0
     assert (here / "site/tiny/index.html").read_bytes() == (

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 from rich.console import Console
 
 from mars2.controls import Controls, Tally
@@ -509,6 +509,40 @@ def test_grid_marks_each_image_with_the_judge_s_two_verdicts(build, references):
     assert difference.getbbox() is not None
     for right in ((26, 127, 55), (179, 38, 30), (107, 107, 107)):
         assert right in colors
+
+
+def test_the_legend_of_a_narrow_grid_is_whole(build, references, monkeypatch):
+    drawn_text, across = [], []
+    plain, lines = ImageDraw.ImageDraw.text, ImageDraw.ImageDraw.multiline_text
+
+    def text(self, xy, text, *rest, **named):
+        drawn_text.append(text)
+        across.append(self.textbbox(xy, text, font=rest[1], anchor=named.get("anchor"))[2])
+        return plain(self, xy, text, *rest, **named)
+
+    def multiline_text(self, xy, text, *rest, **named):
+        drawn_text.append(text)
+        return lines(self, xy, text, *rest, **named)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "multiline_text", multiline_text)
+    store = build(
+        metrics=("mars2",),
+        methods=[MethodSpec("average")],
+        subjects=("x",),
+        styles=("s",),
+        seeds=(0,),
+    )
+    concepts = {"x": references["striped_cat"], "s": references["neon"]}
+    narrow = draw_grid(choose(store, summarise(store)), concepts)
+    legend = next(text for text in drawn_text if text.startswith("the judge's"))
+    assert " ".join(legend.split()).startswith(
+        "the judge's verdict: first on the subject, then on the style"
+    )
+    assert "\n" in legend
+    font = ImageFont.load_default(size=128 / 10)
+    assert max(font.getlength(line) for line in legend.split("\n")) < narrow.width - 16
+    assert max(across) < narrow.width
 
 
 def contains(sheet: Image.Image, part: Image.Image) -> bool:

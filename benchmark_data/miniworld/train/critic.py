@@ -20,10 +20,11 @@ from benchmark_data.miniworld.train.common import (
 )
 from benchmark_data.miniworld.train.critic_measure import measure
 from benchmark_data.miniworld.train.critic_model import build_tokenizer, save_critic
-from benchmark_data.miniworld.train.critic_phases import GOING_ON, SMOKE, Critic, Pictures, Scale
+from benchmark_data.miniworld.train.critic_phases import GOING_ON, SMOKE, Critic, Scale
+from benchmark_data.miniworld.train.critic_pictures import Pictures
 from benchmark_data.miniworld.train.critic_questions import question, style_name
 from benchmark_data.miniworld.train.degrade import autoencoded
-from benchmark_data.miniworld.train.drawings import Bank, load_bank
+from benchmark_data.miniworld.train.drawings import GROUP, Bank, load_bank
 from benchmark_data.miniworld.train.painted import load_painted
 from benchmark_data.miniworld.train.team import Team, run_team
 
@@ -32,9 +33,9 @@ PAINTED = (12288, 3072)  # drawings that the base model paints over, truly and h
 BARE, FAINT = 1440, 2880  # drawings without texture, and with a faint one
 
 
-def load_decoded(bank: Bank, vae: Path, work: Path, seed: int) -> Tensor | None:
-    """The bank's first images through the autoencoder, made once; None without autoencoder."""
-    count = round(DECODED * len(bank.kinds))
+def load_decoded(bank: Bank, groups: int, vae: Path, work: Path, seed: int) -> Tensor | None:
+    """A share of the first ``groups`` through the autoencoder, made once; None without one."""
+    count = round(DECODED * groups * GROUP)
     path = work / f"critic-decoded-{seed}-{count}.safetensors"
     if not path.exists():
         if not vae.exists():
@@ -68,7 +69,7 @@ def run(
         smoke: Tiny numbers.
         seed: Of everything drawn.
         steps: Instead of the phases' own; shared among them in the usual proportion.
-        start: A critic's folder: its tower stays, it goes on comparing and answering.
+        start: A critic's folder to go on from, for fewer steps.
         processes: Each draws and takes its part of every batch, on one thread.
 
     Raises:
@@ -76,8 +77,6 @@ def run(
     """
     torch.set_num_threads(1)
     scale = SMOKE if smoke else GOING_ON if start else Scale()
-    if start is not None:
-        scale = replace(scale, seeing=0)
     if steps is not None:
         share = steps / (scale.seeing + scale.comparing + scale.answering)
         seeing, comparing, answering = (
@@ -103,9 +102,9 @@ def run(
 
 def load_pictures(out: Path, work: Path, scale: Scale, smoke: bool, seed: int) -> Pictures:
     """What a critic learns from: drawn, decoded and painted over, or read from ``work``."""
-    bank = load_bank(work, groups=scale.groups, seed=seed)
+    bank = load_bank(work, groups=scale.groups, invented=scale.invented, seed=seed)
     base, painted = out / "sdxl", None
-    decoded = load_decoded(bank, base / "vae", work, seed)
+    decoded = load_decoded(bank, scale.groups, base / "vae", work, seed)
     if (base / "unet").exists():
         first = len(decoded) if decoded is not None else 0
         true, half = (8, 8) if smoke else PAINTED

@@ -8,21 +8,56 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmark_data.miniworld.renderings import BARE, INVENTED, PALETTES, SEPARABLE, TEXTURES
 from benchmark_data.miniworld.train.critic_model import GRID, TEXT_WIDTH
-from benchmark_data.miniworld.train.drawings import BARE_LOOKS, CELLS, LOOKS, Bank, Pairs
+from benchmark_data.miniworld.train.drawings import (
+    ALL_LOOKS,
+    BARE_LOOKS,
+    CELLS,
+    LOOKS,
+    Bank,
+    Pairs,
+)
 from benchmark_data.miniworld.world import (
     CATEGORIES,
     COLOURS,
     FAMILIES,
     MONOCHROME,
     PATTERNS,
+    STYLES,
+    Look,
 )
 
 SIDE = CELLS // GRID  # cells a side of a patch
-MATCHES = 7  # category, body, accent, pattern, second, family, look
+MATCHES = 8  # category, body, accent, pattern, second, family, palette, texture
+COLOURS_OF, PALETTE, TEXTURE = (1, 2, 4), 6, 7  # their numbers
+_PALETTES = [(family, name) for family in FAMILIES for name in PALETTES[family]]
+_NAMED = len(_PALETTES)  # invented palettes have no name, and differ all the same
+_PALETTES += [(family, name) for family in FAMILIES for name in INVENTED[family]]
+_TEXTURES = [(family, name) for family in FAMILIES for name in TEXTURES[family]]
+_TEXTURES += [(family, BARE) for family in SEPARABLE]
+
+
+def _settings(looks: Sequence[Look]) -> NDArray[np.int64]:
+    """Numbers of palettes and textures of looks, ``(n, 2)``."""
+    return np.array(
+        [
+            (_PALETTES.index((x.family, x.palette)), _TEXTURES.index((x.family, x.texture)))
+            for x in looks
+        ]
+    )
+
+
+# palette and texture are told apart: a setting that was never met is made of known ones
+SETTINGS, _BARE_SETTINGS = _settings(ALL_LOOKS), _settings(BARE_LOOKS)
+_LACKING = np.isin(
+    np.arange(len(_PALETTES)),
+    [SETTINGS[LOOKS.index(style.look), 0] for style in STYLES.values() if style.split != "train"],
+)  # palettes of which one texture is never met
 CLASSES = (
     len(CATEGORIES),
     len(COLOURS),
@@ -30,13 +65,14 @@ CLASSES = (
     len(PATTERNS),
     len(COLOURS) + 1,
     len(FAMILIES),
-    len(LOOKS) + len(BARE_LOOKS),
+    _NAMED,
+    len(_TEXTURES),
 )
 _GREY = [FAMILIES.index(family) for family in MONOCHROME]
 
 
 class Heads(nn.Module):
-    """Names category, body, accent, pattern, second, family and look; role and colour by cell.
+    """Names what is in MATCHES, and role and colour by cell.
 
     The names are read off all features together and off every feature alone: a language model finds
     what one feature says of the whole picture far sooner than what it has to gather.
@@ -58,7 +94,9 @@ class Heads(nn.Module):
         Shapes ``(n, classes)``, ``(n * patches, classes)``, twice ``(n, CELLS, CELLS, classes)``.
         """
         features = self.norm(features)
-        weights = (features @ self.queries_head.T * TEXT_WIDTH**-0.5).softmax(1)  # (n, patches, 7)
+        weights = (features @ self.queries_head.T * TEXT_WIDTH**-0.5).softmax(
+            1
+        )  # (n, patches, MATCHES)
         pooled = weights.transpose(1, 2) @ features
         names = [head(pooled[:, index]) for index, head in enumerate(self.name_heads)]
         every = self.every_head(features).flatten(0, 1).split(CLASSES, 1)
@@ -98,13 +136,20 @@ def _cells(values: Tensor) -> Tensor:
     return values.reshape(n, CELLS, CELLS, -1)
 
 
-def name_targets(bank: Bank, rows: np.ndarray) -> Tensor:
-    """Numbers of what rows show, ``(n, MATCHES)``; -100 for colours where a look shows none."""
-    targets = np.column_stack([bank.things[rows], bank.families[rows], bank.looks[rows]])
-    grey = np.isin(bank.families[rows], _GREY)
-    for attribute in (1, 2, 4):
-        targets[grey, attribute] = -100
-    return torch.from_numpy(targets)
+def name_targets(bank: Bank, rows: np.ndarray, recoloured: Tensor) -> Tensor:
+    """Numbers of what rows show, ``(n, MATCHES)``; -100 for what is not to be named.
+
+    That is colours where none can be told, and textures in a palette that is never met with all of
+    them: who names them there learns which one it never is, and reads another one instead.
+    """
+    settings = SETTINGS[bank.looks[rows]]
+    targets = torch.from_numpy(np.column_stack([bank.things[rows], bank.families[rows], settings]))
+    grey = torch.from_numpy(np.isin(bank.families[rows], _GREY))
+    for attribute in COLOURS_OF:
+        targets[recoloured | grey, attribute] = -100
+    targets[recoloured | torch.from_numpy(settings[:, 0] >= _NAMED), PALETTE] = -100
+    targets[torch.from_numpy(_LACKING[settings[:, 0]]), TEXTURE] = -100
+    return targets
 
 
 def names_loss(names: Sequence[Tensor], targets: Tensor) -> Tensor:
@@ -118,10 +163,12 @@ def names_loss(names: Sequence[Tensor], targets: Tensor) -> Tensor:
     ).sum()
 
 
-def naming_loss(heads: Heads, features: Tensor, bank: Bank, rows: Tensor) -> Tensor:
-    """Cross-entropy of what is drawn; colours do not count where a look shows none."""
+def naming_loss(
+    heads: Heads, features: Tensor, bank: Bank, rows: Tensor, recoloured: Tensor
+) -> Tensor:
+    """Cross-entropy of what is drawn; colours do not count where none can be told."""
     names, every, roles, colours = heads(features)
-    targets = name_targets(bank, rows.numpy())
+    targets = name_targets(bank, rows.numpy(), recoloured)
     loss = names_loss(names, targets)
     loss = loss + names_loss(every, targets.repeat_interleave(features.shape[1], 0))
     things = torch.from_numpy(bank.things[rows.numpy()])
@@ -133,35 +180,38 @@ def naming_loss(heads: Heads, features: Tensor, bank: Bank, rows: Tensor) -> Ten
         [torch.zeros_like(body), body, accent, (second - 1).clamp(min=0), torch.ones_like(body)], 1
     )
     colour = table.gather(1, role.flatten(1)).view_as(role)
-    colour[~coloured] = -100
+    colour[~coloured | recoloured] = -100
     loss = loss + functional.cross_entropy(roles.float().permute(0, 3, 1, 2), role)
     return loss + functional.cross_entropy(colours.float().permute(0, 3, 1, 2), colour)
 
 
-def bare_loss(heads: Heads, features: Tensor, looks: np.ndarray) -> Tensor:
-    """Cross-entropy of family and look of pictures without texture, numbers of BARE_LOOKS."""
+def bare_loss(heads: Heads, features: Tensor, looks: np.ndarray, recoloured: Tensor) -> Tensor:
+    """Cross-entropy of the look of pictures without texture, numbers of BARE_LOOKS."""
     names, every, _, _ = heads(features)
     targets = torch.full((len(looks), MATCHES), -100)
     families = np.array([FAMILIES.index(look.family) for look in BARE_LOOKS])
-    targets[:, MATCHES - 2] = torch.from_numpy(families[looks])
-    targets[:, MATCHES - 1] = torch.from_numpy(len(LOOKS) + looks)
+    targets[:, 5] = torch.from_numpy(families[looks])
+    settings = _BARE_SETTINGS[looks]
+    targets[:, PALETTE:] = torch.from_numpy(settings)
+    targets[recoloured, PALETTE] = -100
+    targets[torch.from_numpy(_LACKING[settings[:, 0]]), TEXTURE] = -100
     each = names_loss(every, targets.repeat_interleave(features.shape[1], 0))
     return names_loss(names, targets) + each
 
 
 def matches(bank: Bank, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Which attributes agree, and which of them can be told, ``(n, 7)`` each."""
+    """Which of MATCHES agree, and which of them can be told, ``(n, MATCHES)`` each."""
     a, b = pairs.references, pairs.tests
     equal = np.column_stack(
         [
             bank.things[a] == bank.things[b],
             bank.families[a] == bank.families[b],
-            bank.looks[a] == bank.looks[b],
+            SETTINGS[bank.looks[a]] == SETTINGS[bank.looks[b]],
         ]
     )
     grey = np.isin(bank.families[a], _GREY) | np.isin(bank.families[b], _GREY)
     told = np.ones_like(equal)
-    for attribute in (1, 2, 4):  # the colours
+    for attribute in COLOURS_OF:
         told[grey, attribute] = False
     return torch.from_numpy(equal).float(), torch.from_numpy(told).float()
 

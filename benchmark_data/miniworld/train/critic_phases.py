@@ -38,32 +38,37 @@ from benchmark_data.miniworld.train.critic_model import (
     image_features,
     image_tokens,
 )
-from benchmark_data.miniworld.train.critic_questions import question, style_name, write
-from benchmark_data.miniworld.train.degrade import degrade, nothing, shifted
+from benchmark_data.miniworld.train.critic_pictures import Pictures, damage, recolour
+from benchmark_data.miniworld.train.critic_questions import (
+    question,
+    style_name,
+    write,
+)
+from benchmark_data.miniworld.train.degrade import nothing
 from benchmark_data.miniworld.train.drawings import (
-    BARE_LOOKS,
-    LOOKS,
     UNUSED,
-    Bank,
     Pairs,
     style_pairs,
     subject_pairs,
 )
 from benchmark_data.miniworld.train.loop import train_phase
-from benchmark_data.miniworld.train.painted import Painted
 from benchmark_data.miniworld.train.team import ALONE, Team
 from benchmark_data.miniworld.world import FAMILIES
 
 PAIRS = {"subject": subject_pairs, "style": style_pairs}
 FINE = [
     FAMILIES.index(family)
-    for family in ("watercolor", "crayon", "halftone", "oil", "blueprint", "chalk")
+    for family in (
+        *("watercolor", "crayon", "neon", "halftone", "oil", "blueprint"),
+        *("mosaic", "glass", "chalk"),
+    )
 ]  # families of fine strokes: named twice as often
 BARE_NAMED = 0.1  # share of what is named that has lost its texture
 HALF = 0.06  # share of the questions about a style whose picture has lost half of it
 LOST = 0.12  # share of those whose picture has lost its texture
 FAINT = 0.2  # share of those whose picture has a faint texture of the very look
-SHIFT = 2  # pixels by which pictures are shifted at most: half a cell
+RECOLOURED = 0.25  # share of what is named, and of what is compared, in other colours
+REWORDED = 0.35  # share of the questions
 MIDDLE = 2  # the language model's layer after which both pictures are named
 
 
@@ -75,6 +80,7 @@ class Scale:
     """
 
     groups: int = 5000
+    invented: int = 3000
     seeing: int = 5000
     comparing: int = 2400
     answering: int = 2200
@@ -89,96 +95,17 @@ class Scale:
 
 
 GOING_ON = Scale(
-    comparing=1100,
-    answering=800,
-    compared=1 / 3,
-    asked=3 / 8,
-    comparing_rates=(0.009, 7.5e-4),
-    answering_rates=(0.006, 5e-4),
+    seeing=1600,
+    comparing=1500,
+    answering=1100,
+    compared=1 / 2,
+    asked=1 / 2,
+    comparing_rates=(0.01, 8e-4),
+    answering_rates=(0.008, 6e-4),
 )  # of a critic that has learnt already: styles are what it still lacks
-SMOKE = Scale(groups=12, seeing=6, comparing=5, answering=6, images=16, sequences=4, pairs=8)
-
-
-class Pictures:
-    """Hands out a bank's images as the network takes them, some of them damaged."""
-
-    def __init__(self, bank: Bank, decoded: Tensor | None, painted: Painted | None = None) -> None:
-        self.bank = bank
-        self.versions: list[tuple[int, Tensor]] = []  # other versions of rows, from a first one on
-        self._painted = painted
-        self._half_by_look: dict[int, np.ndarray] = {}
-        self._bare_by_look: dict[int, np.ndarray] = {}
-        self._faint_by_look: dict[int, np.ndarray] = {}
-        if decoded is not None:
-            self.versions.append((0, decoded))
-        if painted is not None:
-            self.versions.append((painted.first, painted.true))
-            looks = bank.looks[painted.half_rows]
-            self._half_by_look = {look: np.flatnonzero(looks == look) for look in set(looks)}
-            setting = [(look.family, look.palette) for look in BARE_LOOKS]
-            rows = {pair: np.flatnonzero(painted.bare_looks == n) for n, pair in enumerate(setting)}
-            self._bare_by_look = {
-                number: rows[look.family, look.palette]
-                for number, look in enumerate(LOOKS)
-                if (look.family, look.palette) in rows
-            }
-            looks = painted.faint_looks
-            self._faint_by_look = {look: np.flatnonzero(looks == look) for look in set(looks)}
-
-    def get(self, rows: Tensor, generator: torch.Generator, *, damaged: float) -> Tensor:
-        """Images in [-1, 1], ``(n, 3, 64, 64)``, shifted; a share ``damaged`` of them degraded."""
-        pixels = self.bank.pixels[rows]
-        coin = torch.rand(len(rows), generator=generator) < 0.9 * damaged
-        for first, version in self.versions:
-            chosen = coin & (rows >= first) & (rows < first + len(version))
-            pixels[chosen] = version[rows[chosen] - first]
-        return damage(_floats(pixels), generator, damaged)
-
-    def half_in_look(self, look: int, rng: np.random.Generator) -> Tensor | None:
-        """An image in [-1, 1] that has lost half of a look, ``(3, 64, 64)``; None if none has."""
-        row = self._row(self._half_by_look, look, rng)
-        return None if row is None or self._painted is None else _floats(self._painted.half[row])
-
-    def bare_of_look(self, look: int, rng: np.random.Generator) -> Tensor | None:
-        """An image in [-1, 1] in a look without its texture, ``(3, 64, 64)``; None if none is."""
-        row = self._row(self._bare_by_look, look, rng)
-        return None if row is None or self._painted is None else _floats(self._painted.bare[row])
-
-    def faint_of_look(self, look: int, rng: np.random.Generator) -> tuple[Tensor, bool] | None:
-        """An image in [-1, 1] in a look whose texture is faint, and whether it counts, or None."""
-        row = self._row(self._faint_by_look, look, rng)
-        if row is None or self._painted is None:
-            return None
-        return _floats(self._painted.faint[row]), bool(self._painted.faint_there[row])
-
-    def bare(self, count: int, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
-        """Images in [-1, 1] without texture, ``(n, 3, 64, 64)``; numbers of BARE_LOOKS, ``(n,)``.
-
-        There are none (n is 0) unless drawings were painted over.
-        """
-        if self._painted is None:
-            return torch.empty(0, 3, 64, 64), np.empty(0, np.int64)
-        rows = rng.integers(len(self._painted.bare), size=count)
-        return _floats(self._painted.bare[rows]), self._painted.bare_looks[rows]
-
-    def _row(
-        self, by_look: dict[int, np.ndarray], look: int, rng: np.random.Generator
-    ) -> int | None:
-        rows = by_look.get(look)
-        return None if rows is None or not len(rows) else int(rng.choice(rows))
-
-
-def _floats(pixels: Tensor) -> Tensor:
-    return pixels.float() / 127.5 - 1
-
-
-def damage(images: Tensor, generator: torch.Generator, share: float) -> Tensor:
-    """Images in [-1, 1], ``(n, 3, 64, 64)``, moved by a pixel or two, a share of them degraded.
-
-    A tower that always meets a texture in the same places of its patches knows it there alone.
-    """
-    offsets = torch.randint(-SHIFT, SHIFT + 1, (len(images), 2), generator=generator).tolist()
-    return degrade(shifted(images, offsets), generator, share=share)
+SMOKE = Scale(
+    groups=12, invented=2, seeing=6, comparing=5, answering=6, images=16, sequences=4, pairs=8
+)
 
 
 def _causal(
@@ -257,15 +184,20 @@ class Critic:
             pixels = self.pictures.get(rows, generator, damaged=0.5)
             if len(bare):
                 pixels = torch.cat([pixels, damage(bare, generator, 0.5)])
+            pixels, other = recoloured(pixels, torch.arange(images), generator)
             with torch.autocast("cpu", torch.bfloat16):
                 features = image_features(self.model, pixels).float()
-                loss = naming_loss(heads, features[:count], self.bank, rows)
+                loss = naming_loss(heads, features[:count], self.bank, rows, other[:count])
                 if len(bare):
-                    loss = loss + BARE_NAMED * bare_loss(heads, features[count:], looks)
+                    lost = bare_loss(heads, features[count:], looks, other[count:])
+                    loss = loss + BARE_NAMED * lost
                 return loss
 
+        checkpoint = self.work / "critic-seeing.safetensors"
+        if self._goes_on and not checkpoint.exists():
+            self._fit(heads, loss_at)
         train_phase(
-            self.work / "critic-seeing.safetensors",
+            checkpoint,
             {**modules, "heads": heads},
             loss_at,
             steps=self.scale.seeing,
@@ -295,17 +227,16 @@ class Critic:
             pairs = _joined(parts)
             styles = np.repeat([aspect == "style" for aspect in amounts], list(amounts.values()))
             asked = np.repeat(styles, each)
-            pixels, pairs, unknown = self._images(references, pairs, asked, rng, generator)
+            shown = self._images(references, pairs, asked, rng, generator)
             with torch.autocast("cpu", torch.bfloat16):
-                features = self._features(pixels)
+                features = self._features(shown.pixels)
                 tokens = image_tokens(features, self.model.model.image_newline, "pad")
                 first, others = tokens[:count], tokens[count:].reshape(count, -1, width)
                 marker = markers(kinds)[:, None]
                 states = self._language(torch.cat([marker, first, others], 1))
             length = tokens.shape[1]
             middle, last = (state[:, 2 * length :: length].flatten(0, 1) for state in states)
-            truth = self._truth(pairs, unknown)
-            return self.ends.loss(middle, last, *self._names(pairs, unknown), truth)
+            return self.ends.loss(middle, last, *self._names(shown), self._truth(shown))
 
         if self._goes_on and not checkpoint.exists():
             self._fit(nn.ModuleList([self.ends, markers]), loss_at)
@@ -339,14 +270,16 @@ class Critic:
             styles = [style_name(rng) if aspect == "style" else "" for aspect in aspects]
             asked = np.array([aspect == "style" for aspect in aspects])
             first_ones = pairs.references[::2]
-            pixels, pairs, unknown = self._images(first_ones, pairs, asked, rng, generator)
-            truth = self._truth(pairs, unknown)
+            shown = self._images(first_ones, pairs, asked, rng, generator)
+            truth = self._truth(shown)
             words = torch.where(truth[0] > 0, yes, no)
             with torch.autocast("cpu", torch.bfloat16):
-                features = self._features(pixels)
+                features = self._features(shown.pixels)
                 tokens = image_tokens(features, self.model.model.image_newline, layout)
                 first, second = tokens[:count].repeat_interleave(2, 0), tokens[count:]
-                prompts = [question(style) for style in styles]
+                prompts = [
+                    question(style, rng if rng.random() < REWORDED else None) for style in styles
+                ]
                 embeddings, seen, last = write(self.model, tokenizer, prompts, first, second, words)
                 middle, hidden = self._language(embeddings)
                 here = torch.arange(len(last))
@@ -354,7 +287,7 @@ class Critic:
                 then = self.model.lm_head(hidden[here, last + 1]).float()
             loss = functional.cross_entropy(said, words)
             loss = loss + 0.1 * functional.cross_entropy(then, end.expand_as(words))
-            names = self._names(pairs, unknown)
+            names = self._names(shown)
             read = self.ends.loss(middle[here, seen], hidden[here, seen], *names, truth)
             return loss + 0.5 * read
 
@@ -373,7 +306,7 @@ class Critic:
         """Let heads alone learn what a critic that goes on knows already, on other draws."""
         self.model.requires_grad_(False)
         optimizer = torch.optim.AdamW(heads.parameters(), lr=3e-3)
-        for step in range(min(200, self.scale.comparing)):
+        for step in range(min(200, max(self.scale.seeing, self.scale.comparing))):
             loss = loss_at(10**7 + step)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -396,9 +329,12 @@ class Critic:
         )
         return output.hidden_states[MIDDLE], output.last_hidden_state
 
-    def _names(self, pairs: Pairs, unknown: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = (name_targets(self.bank, r) for r in (pairs.references, pairs.tests))
-        second[unknown] = -100
+    def _names(self, shown: "Shown") -> tuple[Tensor, Tensor]:
+        first, second = (
+            name_targets(self.bank, rows, shown.recoloured)
+            for rows in (shown.pairs.references, shown.pairs.tests)
+        )
+        second[shown.unknown] = -100
         return first, second
 
     @torch.no_grad()
@@ -420,11 +356,11 @@ class Critic:
         asked_style: np.ndarray,
         rng: np.random.Generator,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Pairs, Tensor]:
-        """References (mostly clean) then tests (mostly damaged), the pairs, and replaced tests.
+    ) -> "Shown":
+        """What is shown: ``len(pairs.tests) / len(references)`` pairs in a row share a reference.
 
-        Those are a few that show nothing, and where a style is asked about, some in which half
-        of it, or its texture, is lost or faint. The pairs have their answers.
+        A few tests show nothing, and where a style is asked about, some have lost half of it, or
+        its texture is lost or faint: the pairs that are returned have their answers.
         """
         first = self.pictures.get(torch.from_numpy(references), generator, damaged=0.1)
         second = self.pictures.get(torch.from_numpy(pairs.tests), generator, damaged=0.6)
@@ -444,12 +380,43 @@ class Critic:
             if image is not None:
                 second[index] = damage(image[None], generator, 0.6)[0]
                 unknown[index], answers[index] = True, answer
-        return torch.cat([first, second]), replace(pairs, answers=answers), unknown
+        groups = torch.arange(len(first))
+        asking = groups.repeat_interleave(len(second) // len(first))
+        pixels, other = recoloured(
+            torch.cat([first, second]), torch.cat([groups, asking]), generator
+        )
+        return Shown(pixels, replace(pairs, answers=answers), unknown, other[len(first) :])
 
-    def _truth(self, pairs: Pairs, unknown: Tensor) -> Truth:
-        equal, told = matches(self.bank, pairs)
-        answers = torch.from_numpy(pairs.answers)
-        return answers.float(), equal, told * ~unknown[:, None]
+    def _truth(self, shown: "Shown") -> Truth:
+        equal, told = matches(self.bank, shown.pairs)
+        answers = torch.from_numpy(shown.pairs.answers)
+        return answers.float(), equal, told * ~shown.unknown[:, None]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Pairs as they are shown.
+
+    Attributes:
+        pixels: images in [-1, 1]: references (mostly clean), then tests (mostly damaged).
+        pairs: what is compared, with the answers to what is shown.
+        unknown: ``(pairs,)``, tests that show something else than their row of the bank.
+        recoloured: ``(pairs,)``, whether both pictures are in other colours.
+    """
+
+    pixels: Tensor
+    pairs: Pairs
+    unknown: Tensor
+    recoloured: Tensor
+
+
+def recoloured(images: Tensor, groups: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images, a share of the groups in other colours, and which of the images are, ``(n,)``."""
+    chosen = torch.rand(int(groups.max()) + 1, generator=generator) < RECOLOURED
+    chosen = chosen[groups]
+    return torch.where(
+        chosen[:, None, None, None], recolour(images, groups, generator), images
+    ), chosen
 
 
 def _joined(parts: Sequence[Pairs]) -> Pairs:

@@ -30,9 +30,29 @@ def style_name(rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def question(style: str) -> str:
-    """The judge's chat string for a style, or for a subject if the style is ""."""
-    return chat_string(render(choose(TEMPLATES)["style" if style else "subject"], style))
+def question(style: str, rng: np.random.Generator | None = None) -> str:
+    """The judge's chat string for a style, or a subject if the style is ""; ``rng`` rewords it."""
+    text = render(choose(TEMPLATES)["style" if style else "subject"], style)
+    return chat_string(_reworded(text, style, rng) if rng is not None else text)
+
+
+def _reworded(text: str, style: str, rng: np.random.Generator) -> str:
+    """A question of which some words are left out and some are made up.
+
+    A critic that knows one wording by heart answers all others at random. The images' marks and
+    the style's name stay.
+    """
+    left_out, made_up = rng.uniform(0, 0.3, 2)
+    lines = []
+    for line in text.split("\n"):
+        words = []
+        for word in line.split(" "):
+            kept = word == IMAGE_MARK or word.strip(".,:?") in style.split()
+            chance = 1.0 if kept else rng.random()
+            if chance >= left_out:
+                words.append(word if chance >= left_out + made_up else style_name(rng))
+        lines.append(" ".join(words))
+    return "\n".join(lines)
 
 
 def write(

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmark_data.miniworld.renderings import BARE, PALETTES, SEPARABLE, TEXTURES
+from benchmark_data.miniworld.renderings import BARE, INVENTED, PALETTES, SEPARABLE, TEXTURES
 from benchmark_data.miniworld.train.common import load_state, log, save_state
 from benchmark_data.miniworld.world import (
     ATTRIBUTES,
@@ -52,17 +52,24 @@ LOOKS: tuple[Look, ...] = tuple(
     for palette in PALETTES[family]
     for texture in TEXTURES[family]
 )
+INVENTED_LOOKS = tuple(
+    Look(family, palette, texture)
+    for family in FAMILIES
+    for palette in INVENTED[family]
+    for texture in TEXTURES[family]
+)
+ALL_LOOKS = (*LOOKS, *INVENTED_LOOKS)
 BARE_LOOKS = tuple(Look(family, name, BARE) for family in SEPARABLE for name in PALETTES[family])
 _TEXTURES_OF = tuple(
     [
         number
-        for number, other in enumerate(LOOKS)
+        for number, other in enumerate(ALL_LOOKS)
         if other != look and (other.family, other.palette) == (look.family, look.palette)
     ]
-    for look in LOOKS
+    for look in ALL_LOOKS
 )  # the numbers of the looks that differ from each in texture alone
 PHOTO_FAMILY = FAMILIES.index("photo")
-_LOOK_NUMBER = {look: number for number, look in enumerate(LOOKS)}
+_LOOK_NUMBER = {look: number for number, look in enumerate(ALL_LOOKS)}
 _SECONDS = ("", *COLOURS)
 Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
@@ -76,7 +83,7 @@ class Bank:
         pixels: uint8, ``(n, 3, 64, 64)``.
         roles: uint8, ``(n, CELLS, CELLS)``, see `world.draw_roles`.
         things: ``(n, 5)``, numbers of category, body, accent, pattern, second (0: none).
-        looks: ``(n,)``, numbers of `LOOKS`.
+        looks: ``(n,)``, numbers of `ALL_LOOKS`.
         families: ``(n,)``, numbers of FAMILIES.
         kinds: ``(n,)``, REFERENCE, TEST, VARIANT or UNUSED (a change that cannot be seen).
         by_look: the tests and variants in each look.
@@ -123,7 +130,7 @@ def described(bank: Bank, row: int) -> tuple[Thing, Look]:
         PATTERNS[pattern],
         _SECONDS[second],
     )
-    return thing, LOOKS[bank.looks[row]]
+    return thing, ALL_LOOKS[bank.looks[row]]
 
 
 def _thing(rng: np.random.Generator, split: Split) -> Thing:
@@ -159,9 +166,9 @@ def _changed(thing: Thing, look: Look, rng: np.random.Generator, split: Split) -
 
 
 def draw_groups(
-    first: int, count: int, *, seed: int, split: Split = "train"
+    first: int, count: int, *, seed: int, split: Split = "train", invented: bool = False
 ) -> tuple[dict[str, Tensor], list[int]]:
-    """Draw groups ``first`` to ``first + count``: the tensors of a `Bank`."""
+    """Draw groups ``first`` to ``first + count``, perhaps in invented palettes, for a `Bank`."""
     pixels = np.empty((count * GROUP, 64, 64, 3), np.uint8)
     roles = np.empty((count * GROUP, CELLS, CELLS), np.uint8)
     facts = np.empty((count * GROUP, 7), np.int64)  # thing, look, kind
@@ -176,6 +183,8 @@ def draw_groups(
         ]
         for _ in range(TESTS):
             look, pose = _look(rng, split), int(rng.integers(2**31))
+            if invented and look.family != "photo":
+                look = INVENTED_LOOKS[int(rng.integers(len(INVENTED_LOOKS)))]
             plan += [
                 (thing, look, pose, TEST),
                 (_changed(thing, look, rng, split), look, pose, VARIANT),
@@ -203,7 +212,7 @@ def make_bank(tensors: dict[str, Tensor]) -> Bank:
     """The bank of what `draw_groups` drew."""
     facts = tensors["facts"].numpy()
     things, looks, kinds = facts[:, :5], facts[:, 5], facts[:, 6]
-    families = np.array([FAMILIES.index(look.family) for look in LOOKS])[looks]
+    families = np.array([FAMILIES.index(look.family) for look in ALL_LOOKS])[looks]
     shown = (kinds == TEST) | (kinds == VARIANT)
     return Bank(
         tensors["pixels"],
@@ -212,24 +221,34 @@ def make_bank(tensors: dict[str, Tensor]) -> Bank:
         looks,
         families,
         kinds,
-        tuple(np.flatnonzero(shown & (looks == number)) for number in range(len(LOOKS))),
+        tuple(np.flatnonzero(shown & (looks == number)) for number in range(len(ALL_LOOKS))),
         tuple(np.flatnonzero(shown & (families == number)) for number in range(len(FAMILIES))),
         tuple(np.flatnonzero(shown & (things[:, 0] == n)) for n in range(len(CATEGORIES))),
     )
 
 
-def load_bank(work: Path, *, groups: int, seed: int, chunk: int = 500) -> Bank:
-    """Draw the training groups, a file every ``chunk`` of them, or read what is drawn already."""
+def load_bank(work: Path, *, groups: int, seed: int, invented: int = 0, chunk: int = 500) -> Bank:
+    """Draw the training groups, a file every ``chunk`` of them, or read what is drawn already.
+
+    ``invented`` more groups, after the others, are in invented palettes.
+    """
     parts: list[dict[str, Tensor]] = []
-    for first in range(0, groups, chunk):
-        path = work / f"drawings-{seed}-{first}-{min(chunk, groups - first)}.safetensors"
-        if not path.exists():
-            tensors, skipped = draw_groups(first, min(chunk, groups - first), seed=seed)
-            save_state(path, tensors, {})
-            log.info(
-                "drawings: group %d of %d, %d changes not visible", first, groups, len(skipped)
-            )
-        parts.append(load_state(path)[0])
+    for title, start, end in (
+        ("drawings", 0, groups),
+        ("invented", groups, groups + invented),
+    ):
+        for first in range(start, end, chunk):
+            count = min(chunk, end - first)
+            path = work / f"{title}-{seed}-{first}-{count}.safetensors"
+            if not path.exists():
+                tensors, skipped = draw_groups(
+                    first, count, seed=seed, invented=title == "invented"
+                )
+                save_state(path, tensors, {})
+                log.info(
+                    "%s: group %d of %d, %d changes not visible", title, first, end, len(skipped)
+                )
+            parts.append(load_state(path)[0])
     return make_bank({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 

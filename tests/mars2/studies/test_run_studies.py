@@ -172,6 +172,17 @@ def test_costs_of_a_run_with_what_happened_elsewhere(made: RunStore):
     assert {row["method"]: row for row in sheet(untold, "cost")}["lorarar"]["pays from"] is None
 
 
+def test_what_others_pay_against_must_be_there(made: RunStore):
+    with pytest.raises(RunError, match="no job of 'nope' is finished; there are "):
+        study_cost([made], against="nope")
+    told = Elsewhere(lora_seconds=10, hypernetwork_seconds=314, judge_seconds=0.5)
+    rows = {
+        row["method"]: row for row in sheet(study_cost([made], told, against="average"), "cost")
+    }
+    assert rows["average"]["pays from"] is None  # itself
+    assert rows["base"]["pays from"] == 1  # it needs no LoRA
+
+
 def test_a_pair_merged_again_counts_as_it_was_last(made: RunStore, tmp_path: Path):
     shutil.copytree(made.folder, tmp_path / "again")
     store = RunStore.open(tmp_path / "again")
