@@ -94,9 +94,8 @@ class Heads(nn.Module):
         Shapes ``(n, classes)``, ``(n * patches, classes)``, twice ``(n, CELLS, CELLS, classes)``.
         """
         features = self.norm(features)
-        weights = (features @ self.queries_head.T * TEXT_WIDTH**-0.5).softmax(
-            1
-        )  # (n, patches, MATCHES)
+        # (n, patches, MATCHES)
+        weights = (features @ self.queries_head.T * TEXT_WIDTH**-0.5).softmax(1)
         pooled = weights.transpose(1, 2) @ features
         names = [head(pooled[:, index]) for index, head in enumerate(self.name_heads)]
         every = self.every_head(features).flatten(0, 1).split(CLASSES, 1)
