@@ -6,7 +6,6 @@ Random fields have sizes that do not depend on the object, so that one seed give
 and the same grain to every object.
 """
 
-import colorsys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from benchmark_data.miniworld.settings import BARE, RGB, palette_of
 from benchmark_data.miniworld.shapes import BODY, DETAIL, GROUND, SECOND, Mask, Roles, dilated
 
 Floats = NDArray[np.float32]
-RGB = tuple[int, int, int]
 
 BLACK: RGB = (25, 22, 26)
 WHITE: RGB = (250, 249, 245)
@@ -183,164 +182,6 @@ def _majority(cells: NDArray[np.int32], roles: Roles, weights: tuple[float, ...]
     return np.asarray(winner[cells])
 
 
-# --- palettes and textures -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Palette:
-    """A setting's colours: the ground, and the ink or second ground colour."""
-
-    ground: RGB
-    ink: RGB
-
-
-PALETTES: Mapping[str, Mapping[str, Palette]] = {
-    "photo": {"natural": Palette((170, 160, 150), (60, 50, 60))},
-    "flat": {
-        "sky": Palette((168, 214, 240), (110, 165, 205)),
-        "sand": Palette((244, 226, 196), (214, 186, 146)),
-        "mint": Palette((186, 232, 208), (130, 190, 160)),
-        "charcoal": Palette((52, 54, 64), (28, 29, 36)),
-    },
-    "line": {
-        "black_on_white": Palette((252, 252, 250), (20, 20, 24)),
-        "blue_on_cream": Palette((250, 240, 212), (30, 60, 170)),
-        "sepia_on_tan": Palette((222, 190, 146), (90, 45, 20)),
-        "white_on_grey": Palette((72, 74, 80), (245, 245, 245)),
-    },
-    "watercolor": {
-        "white": Palette((252, 251, 248), (176, 206, 228)),
-        "ochre": Palette((250, 238, 208), (226, 186, 120)),
-        "rose": Palette((252, 232, 232), (230, 160, 176)),
-        "sage": Palette((232, 240, 226), (140, 180, 146)),
-    },
-    "crayon": {
-        "white": Palette((253, 252, 246), (150, 190, 235)),
-        "kraft": Palette((196, 160, 116), (240, 226, 196)),
-        "black": Palette((34, 32, 36), (96, 90, 110)),
-        "lemon": Palette((252, 244, 190), (244, 160, 150)),
-    },
-    "pixel": {
-        "sky": Palette((120, 190, 248), (170, 220, 255)),
-        "night": Palette((26, 24, 66), (60, 50, 120)),
-        "meadow": Palette((150, 208, 110), (120, 180, 84)),
-        "dune": Palette((238, 206, 150), (220, 176, 116)),
-    },
-    "neon": {
-        "black": Palette((6, 6, 10), (20, 20, 30)),
-        "violet": Palette((44, 8, 74), (90, 20, 120)),
-        "forest": Palette((4, 48, 36), (8, 90, 60)),
-        "navy": Palette((8, 22, 84), (20, 50, 140)),
-    },
-    "halftone": {
-        "newsprint": Palette((244, 240, 228), (70, 70, 80)),
-        "pop": Palette((255, 232, 90), (230, 60, 60)),
-        "cyan": Palette((235, 248, 252), (0, 160, 215)),
-        "magenta": Palette((255, 222, 236), (220, 50, 140)),
-    },
-    "oil": {
-        "ochre": Palette((196, 150, 70), (140, 96, 40)),
-        "sea": Palette((70, 140, 160), (30, 84, 120)),
-        "dusk": Palette((150, 110, 150), (84, 60, 110)),
-        "meadow": Palette((130, 150, 90), (74, 104, 56)),
-    },
-    "blueprint": {
-        "prussian": Palette((24, 66, 148), (235, 243, 255)),
-        "teal": Palette((10, 96, 100), (215, 250, 240)),
-        "diazo": Palette((226, 226, 246), (70, 50, 160)),
-        "maroon": Palette((104, 22, 40), (255, 224, 214)),
-    },
-    "woodcut": {
-        "black_on_cream": Palette((242, 232, 208), (26, 22, 20)),
-        "red_on_tan": Palette((232, 206, 166), (150, 28, 24)),
-        "indigo_on_grey": Palette((208, 216, 220), (28, 36, 104)),
-        "white_on_black": Palette((22, 22, 24), (238, 234, 226)),
-    },
-    "mosaic": {
-        "marble": Palette((232, 228, 220), (150, 146, 140)),
-        "azure": Palette((110, 176, 206), (30, 80, 116)),
-        "terracotta": Palette((226, 180, 150), (128, 76, 52)),
-        "onyx": Palette((66, 68, 76), (16, 16, 20)),
-    },
-    "glass": {
-        "rose": Palette((240, 150, 170), (250, 206, 190)),
-        "azure": Palette((120, 180, 240), (170, 226, 240)),
-        "amber": Palette((248, 200, 110), (250, 232, 170)),
-        "emerald": Palette((110, 200, 150), (190, 230, 160)),
-    },
-    "chalk": {
-        "green": Palette((34, 74, 58), (90, 130, 112)),
-        "black": Palette((36, 36, 38), (90, 90, 92)),
-        "navy": Palette((30, 44, 92), (84, 100, 150)),
-        "brick": Palette((128, 58, 46), (180, 110, 96)),
-    },
-}
-
-
-def _invented(family: str, count: int, least: int = 24) -> dict[str, Palette]:
-    """Palettes of the family's tones in other colours, the same for everyone.
-
-    From each other and from the family's own they differ by ``least`` of 255 in some channel.
-    """
-    own, rng = list(PALETTES[family].values()), np.random.default_rng([*family.encode()])
-    made: list[Palette] = []
-    while len(made) < count:
-        model, turn, paler = own[rng.integers(len(own))], rng.random(), rng.uniform(-0.35, 0.5)
-        lighter, tones = rng.uniform(-0.1, 0.2), []
-        for colour in (model.ground, model.ink):
-            hue, saturation, value = colorsys.rgb_to_hsv(*(tone / 255 for tone in colour))
-            chosen = ((hue + turn) % 1, saturation + paler, value + lighter)
-            tones.append(colorsys.hsv_to_rgb(*(min(max(x, 0.0), 1.0) for x in chosen)))
-        ground, ink = ((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in tones)
-        palette = Palette(ground, ink)
-        if all(_distance(palette, other) >= least for other in (*own, *made)):
-            made.append(palette)
-    return {f"invented_{number}": palette for number, palette in enumerate(made)}
-
-
-def _distance(a: Palette, b: Palette) -> int:
-    return max(abs(x - y) for x, y in zip((*a.ground, *a.ink), (*b.ground, *b.ink), strict=True))
-
-
-INVENTED: Mapping[str, Mapping[str, Palette]] = {
-    family: {} if family == "photo" else _invented(family, 20) for family in PALETTES
-}
-"""Palettes of no style and no caption, for a judge that has to tell settings it has never met."""
-
-
-def _palette(family: str, name: str) -> Palette:
-    return PALETTES[family].get(name) or INVENTED[family][name]
-
-
-TEXTURES: Mapping[str, tuple[str, ...]] = {
-    "photo": ("natural",),
-    "flat": ("plain", "sticker", "shadow"),
-    "line": ("fine", "bold", "sketchy"),
-    "watercolor": ("wet", "edged", "granular"),
-    "crayon": ("diagonal", "horizontal", "crossed"),
-    "pixel": ("outlined", "coarse", "scanlines"),
-    "neon": ("tube", "double", "haze"),
-    "halftone": ("dots", "comic", "lines"),
-    "oil": ("dabs", "long", "swirl"),
-    "blueprint": ("grid", "dotted", "drafting"),
-    "woodcut": ("horizontal", "diagonal", "rings"),
-    "mosaic": ("square", "brick", "shards"),
-    "glass": ("panes", "shards", "rays"),
-    "chalk": ("outline", "filled", "hatched"),
-}
-BARE = "bare"  # the texture of a setting that has lost its texture: no style, and in no caption
-SEPARABLE = (
-    "crayon",
-    "pixel",
-    "halftone",
-    "oil",
-    "blueprint",
-    "woodcut",
-    "mosaic",
-    "glass",
-)  # families of which something is left without their textures
-
-
 # --- renderings ----------------------------------------------------------------------------------
 
 
@@ -374,7 +215,7 @@ def photo(scene: Scene, palette: str, texture: str) -> Floats:
 
 def flat(scene: Scene, palette: str, texture: str) -> Floats:
     """Areas of one colour: bare, with a white sticker's rim, or with a long shadow."""
-    setting = _palette("flat", palette)
+    setting = palette_of("flat", palette)
     picture = np.where(scene.object[..., None], scene.painted(), _rgb(setting.ground))
     if texture == "sticker":
         rim = dilated(scene.object, scene.px(2.2)) & ~scene.object
@@ -390,7 +231,7 @@ def flat(scene: Scene, palette: str, texture: str) -> Floats:
 
 def line(scene: Scene, palette: str, texture: str) -> Floats:
     """Ink outlines: fine, bold, or drawn twice by an unsteady hand."""
-    setting = _palette("line", palette)
+    setting = palette_of("line", palette)
     roles = scene.roles
     if texture == "sketchy":
         ink = np.zeros(roles.shape, dtype=bool)
@@ -405,7 +246,7 @@ def line(scene: Scene, palette: str, texture: str) -> Floats:
 
 def watercolor(scene: Scene, palette: str, texture: str) -> Floats:
     """Transparent washes on paper: wet in wet, with dried edges, or on rough paper."""
-    setting = _palette("watercolor", palette)
+    setting = palette_of("watercolor", palette)
     spread = {"wet": 1.6}.get(texture, 0.9) * scene.unit
     roles = _warped(scene.roles, _noise(scene, 9) * spread, _noise(scene, 9) * spread)
     colours = np.concatenate([_rgb((255, 255, 255))[None], scene.colours[1:]])
@@ -428,7 +269,7 @@ def watercolor(scene: Scene, palette: str, texture: str) -> Floats:
 
 def crayon(scene: Scene, palette: str, texture: str) -> Floats:
     """Waxy strokes that leave gaps, over a scribbled ground: slanted, level or crossed."""
-    setting = _palette("crayon", palette)
+    setting = palette_of("crayon", palette)
     angle = 0 if texture == "horizontal" else -50
     wax = _strokes(scene, angle, 1.0, 9) * 0.75 + _grain(scene, 0.7) * 0.25
     if texture == "crossed":
@@ -449,7 +290,7 @@ def crayon(scene: Scene, palette: str, texture: str) -> Floats:
 
 def pixel(scene: Scene, palette: str, texture: str) -> Floats:
     """Big pixels: small with a dark outline, coarse, or with a screen's dark lines."""
-    setting = _palette("pixel", palette)
+    setting = palette_of("pixel", palette)
     if texture == BARE:
         return np.where(scene.object[..., None], scene.painted(), _rgb(setting.ground))
     size = {"outlined": 2, "coarse": 3, "scanlines": 2}[texture]
@@ -472,7 +313,7 @@ def pixel(scene: Scene, palette: str, texture: str) -> Floats:
 
 def neon(scene: Scene, palette: str, texture: str) -> Floats:
     """Glowing tubes in the dark: one thick, two thin, or one with glowing haze inside."""
-    setting = _palette("neon", palette)
+    setting = palette_of("neon", palette)
     peak = scene.colours.max(1, keepdims=True)
     bright = scene.colours * np.sqrt(255 / np.maximum(peak, 1))
     bright[DETAIL] = (225, 228, 240)
@@ -492,7 +333,7 @@ def neon(scene: Scene, palette: str, texture: str) -> Floats:
 
 def halftone(scene: Scene, palette: str, texture: str) -> Floats:
     """Printed screens: small dots, large dots with a comic's outlines, or lines."""
-    setting = _palette("halftone", palette)
+    setting = palette_of("halftone", palette)
     period = {"comic": 4.5}.get(texture, 3.2) * scene.unit
     along, across = _axes(scene.n, 45 if texture != "lines" else -20)
     waves = np.cos(across * np.float32(2 * np.pi / period))
@@ -518,7 +359,7 @@ def halftone(scene: Scene, palette: str, texture: str) -> Floats:
 
 def oil(scene: Scene, palette: str, texture: str) -> Floats:
     """Opaque brush strokes of varying lightness: short dabs, long strokes, or swirls."""
-    setting = _palette("oil", palette)
+    setting = palette_of("oil", palette)
     base = np.where(scene.object[..., None], scene.painted(), _rgb(setting.ground))
     if texture == BARE:
         return base
@@ -557,7 +398,7 @@ def oil(scene: Scene, palette: str, texture: str) -> Floats:
 
 def blueprint(scene: Scene, palette: str, texture: str) -> Floats:
     """Thin light lines on coloured paper: ruled, dotted, or with a draughtsman's guides."""
-    setting = _palette("blueprint", palette)
+    setting = palette_of("blueprint", palette)
     n, u = scene.n, scene.unit
     along = np.arange(n, dtype=np.float32) + 0.5
     x, y = along[None, :], along[:, None]
@@ -579,7 +420,7 @@ def blueprint(scene: Scene, palette: str, texture: str) -> Floats:
 
 def woodcut(scene: Scene, palette: str, texture: str) -> Floats:
     """Carved lines in one ink, denser where darker: level, slanted or in rings."""
-    setting = _palette("woodcut", palette)
+    setting = palette_of("woodcut", palette)
     n, period = scene.n, 3.4 * scene.unit
     if texture == "rings":
         along = np.arange(n, dtype=np.float32)
@@ -601,7 +442,7 @@ def woodcut(scene: Scene, palette: str, texture: str) -> Floats:
 
 def mosaic(scene: Scene, palette: str, texture: str) -> Floats:
     """Small tiles with grout between: squares, bricks or shards."""
-    setting = _palette("mosaic", palette)
+    setting = palette_of("mosaic", palette)
     if texture == BARE:
         return np.where(scene.object[..., None], scene.painted(), _rgb(setting.ground))
     cells = _cells(scene, texture, {"square": 3.2, "brick": 2.7, "shards": 3.7}[texture])
@@ -615,7 +456,7 @@ def mosaic(scene: Scene, palette: str, texture: str) -> Floats:
 
 def glass(scene: Scene, palette: str, texture: str) -> Floats:
     """Lit glass in black lead: bent panes, shards, or rays around the object."""
-    setting = _palette("glass", palette)
+    setting = palette_of("glass", palette)
     n, u = scene.n, scene.unit
     grid = np.arange(n, dtype=np.float32)
     if texture == "panes":
@@ -646,7 +487,7 @@ def glass(scene: Scene, palette: str, texture: str) -> Floats:
 
 def chalk(scene: Scene, palette: str, texture: str) -> Floats:
     """Dusty chalk on a board: mostly outlines, filled with the chalk's side, or hatched."""
-    setting = _palette("chalk", palette)
+    setting = palette_of("chalk", palette)
     dust = np.clip(_noise(scene, 5) * 0.5 + 0.2, 0, 1)
     board = _mix(_rgb(setting.ground), _rgb(setting.ink), dust * 0.5)
     pale = scene.colours * 0.8 + 51

@@ -14,16 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmark_data.miniworld.renderings import (
-    BARE,
-    BLACK,
-    INVENTED,
-    PALETTES,
-    RENDERINGS,
-    SEPARABLE,
-    TEXTURES,
-    Scene,
-)
+from benchmark_data.miniworld.renderings import BLACK, RENDERINGS, Scene
+from benchmark_data.miniworld.settings import BARE, INVENTED, PALETTES, SEPARABLE, TEXTURES
 from benchmark_data.miniworld.shapes import OBJECTS, PATTERN_FIELDS, ROLES, random_pose, role_map
 
 CATEGORIES: tuple[str, ...] = tuple(OBJECTS)

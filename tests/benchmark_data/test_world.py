@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmark_data.miniworld import world
-from benchmark_data.miniworld.renderings import BARE, INVENTED, PALETTES, SEPARABLE, TEXTURES
+from benchmark_data.miniworld.settings import BARE, INVENTED, PALETTES, SEPARABLE, TEXTURES
 from benchmark_data.miniworld.world import (
     ATTRIBUTES,
     CATEGORIES,

@@ -39,7 +39,7 @@ from benchmark_data.miniworld.measure.suite import (
     style_errors,
     truths_by_method,
 )
-from benchmark_data.miniworld.renderings import BARE, PALETTES, SEPARABLE, TEXTURES
+from benchmark_data.miniworld.settings import BARE, PALETTES, SEPARABLE, TEXTURES
 from benchmark_data.miniworld.train import clip, critic_measure, dino
 from benchmark_data.miniworld.train.common import write_json
 from benchmark_data.miniworld.train.degrade import degrade

@@ -25,7 +25,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmark_data.miniworld.renderings import BARE, SEPARABLE
+from benchmark_data.miniworld.settings import BARE, SEPARABLE
 from benchmark_data.miniworld.train.common import load_state, log, save_state
 from benchmark_data.miniworld.train.degrade import MARGIN, degrade, shifted
 from benchmark_data.miniworld.train.drawings import BARE_LOOKS, LOOKS, thing_numbers

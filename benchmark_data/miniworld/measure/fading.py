@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmark_data.miniworld.measure.classifier import Classifier
 from benchmark_data.miniworld.measure.sheet import save_sheet
-from benchmark_data.miniworld.renderings import SEPARABLE
+from benchmark_data.miniworld.settings import SEPARABLE
 from benchmark_data.miniworld.world import STYLES, SUBJECTS, Style, draw, draw_faint, random_thing
 
 CONTRASTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)

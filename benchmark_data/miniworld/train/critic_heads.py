@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmark_data.miniworld.renderings import BARE, INVENTED, PALETTES, SEPARABLE, TEXTURES
+from benchmark_data.miniworld.settings import BARE, INVENTED, PALETTES, SEPARABLE, TEXTURES
 from benchmark_data.miniworld.train.critic_model import GRID, TEXT_WIDTH
 from benchmark_data.miniworld.train.drawings import (
     ALL_LOOKS,
@@ -34,7 +34,7 @@ from benchmark_data.miniworld.world import (
 
 SIDE = CELLS // GRID  # cells a side of a patch
 MATCHES = 8  # category, body, accent, pattern, second, family, palette, texture
-COLOURS_OF, PALETTE, TEXTURE = (1, 2, 4), 6, 7  # their numbers
+COLOURS_OF, FAMILY, PALETTE, TEXTURE = (1, 2, 4), 5, 6, 7  # their numbers
 _PALETTES = [(family, name) for family in FAMILIES for name in PALETTES[family]]
 _NAMED = len(_PALETTES)  # invented palettes have no name, and differ all the same
 _PALETTES += [(family, name) for family in FAMILIES for name in INVENTED[family]]
@@ -189,7 +189,7 @@ def bare_loss(heads: Heads, features: Tensor, looks: np.ndarray, recoloured: Ten
     names, every, _, _ = heads(features)
     targets = torch.full((len(looks), MATCHES), -100)
     families = np.array([FAMILIES.index(look.family) for look in BARE_LOOKS])
-    targets[:, 5] = torch.from_numpy(families[looks])
+    targets[:, FAMILY] = torch.from_numpy(families[looks])
     settings = _BARE_SETTINGS[looks]
     targets[:, PALETTE:] = torch.from_numpy(settings)
     targets[recoloured, PALETTE] = -100

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
-from benchmark_data.miniworld.renderings import BARE
+from benchmark_data.miniworld.settings import BARE
 from benchmark_data.miniworld.train.critic_model import (
     Layout,
     image_features,

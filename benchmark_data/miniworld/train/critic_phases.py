@@ -39,11 +39,7 @@ from benchmark_data.miniworld.train.critic_model import (
     image_tokens,
 )
 from benchmark_data.miniworld.train.critic_pictures import Pictures, damage, recolour
-from benchmark_data.miniworld.train.critic_questions import (
-    question,
-    style_name,
-    write,
-)
+from benchmark_data.miniworld.train.critic_questions import question, style_name, write
 from benchmark_data.miniworld.train.degrade import nothing
 from benchmark_data.miniworld.train.drawings import (
     UNUSED,

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmark_data.miniworld.renderings import BARE, INVENTED, PALETTES, SEPARABLE, TEXTURES
+from benchmark_data.miniworld.settings import BARE, INVENTED, PALETTES, SEPARABLE, TEXTURES
 from benchmark_data.miniworld.train.common import load_state, log, save_state
 from benchmark_data.miniworld.world import (
     ATTRIBUTES,

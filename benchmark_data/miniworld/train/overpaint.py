@@ -14,7 +14,7 @@ from diffusers import StableDiffusionXLImg2ImgPipeline
 from PIL import Image
 from torch import Tensor
 
-from benchmark_data.miniworld.renderings import BARE
+from benchmark_data.miniworld.settings import BARE
 from benchmark_data.miniworld.world import MONOCHROME, Look, Thing, caption
 
 STEPS, GUIDANCE = 20, 3.0  # as in the suite

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmark_data.miniworld.renderings import BARE, SEPARABLE
+from benchmark_data.miniworld.settings import BARE, SEPARABLE
 from benchmark_data.miniworld.train.common import load_state, log, save_state
 from benchmark_data.miniworld.train.drawings import (
     BARE_LOOKS,
