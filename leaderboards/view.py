@@ -288,7 +288,7 @@ class BoardView:
         adapters = "" if self.facts is None or self.facts.adapters else " --adapters adapters"
         return [
             f"mars2 run --suite {self.key.suite} --method {shlex.quote(text)}{adapters}"
-            f" --out {out}",
+            f" --batch-size {row.entry.costs.batch_size} --out {out}",
             f"mars2 leaderboard add {out} --dry-run",
         ]
 

@@ -101,7 +101,8 @@ def merge_files(
         parameters = final.parameters()
     span = " to ".join(map(str, sorted({min(ranks), max(ranks)})))
     said = (
-        f"{output}: {len(merged.deltas)} layers, rank {span}, "
+        f"{output}: {method} of {', '.join(path.name for path in files)}; "
+        f"{len(merged.deltas)} layers, rank {span}, "
         f"{parameters} parameters, {str(stored).removeprefix('torch.')}, spelled as "
         f"{spelling} does, {output.stat().st_size / 1e6:.1f} MB"
     )

@@ -8,6 +8,8 @@ import typer
 
 WIDE = 110
 """Columns of a terminal on which the largest update of each block is shown, too."""
+LONGEST = 500
+"""Characters of a line of metadata that are shown: trainers store pages of captions there."""
 
 
 def inspect(
@@ -59,8 +61,8 @@ def inspect(
 
     for key, value in sorted(found.metadata.items()):
         line = Text.assemble((f"{key}: ", "dim"), " ".join(value.split()))
-        line.truncate(console.width, overflow="ellipsis")
-        console.print(line, soft_wrap=True)
+        line.truncate(LONGEST, overflow="ellipsis")
+        console.print(line, overflow="fold")
 
 
 def _kinds(kinds: Mapping[str, int]) -> str:

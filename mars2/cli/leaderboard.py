@@ -118,7 +118,10 @@ def check(
     from leaderboards.check import check as check_entries
     from mars2.job import RunError
     from mars2.leaderboard import rejudge as ask_again
+    from mars2.store import RUN_FILE
 
+    if (path / RUN_FILE).exists():
+        raise RunError(f"{path} is a run: `mars2 leaderboard add {path}` makes entries of it")
     if (rejudge > 0) != (run is not None):
         raise RunError("--rejudge N and --run FOLDER go together: give both or neither")
     finder = _Finder(suite or ())

@@ -131,6 +131,10 @@ def find_model(suite: Suite, scoring: Scoring, name: str, *, fetch: bool = False
     settings = scoring.settings(suite)
     if settings.model_of(name) and (fetch or _is_here(name, settings)):
         identify_metric(name, settings)
+    elif name == "clip":
+        from mars2.metrics.clip import check_source
+
+        check_source(settings.clip)
 
 
 def _is_here(name: str, settings: "MetricSettings") -> bool:
@@ -216,9 +220,10 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
     fit_threads(str(settings.judge), settings.clip, settings.dino)
     failed: list[str] = []
     checked = False
-    for name in scoring.names:
+    # all models are found before the first is asked for hours
+    identities = {name: identify_metric(name, settings) for name in scoring.names}
+    for name, identity in identities.items():
         step = None
-        identity = identify_metric(name, settings)
         if identity and not unscored(store, identity, references, partial=partial):
             continue
         if not checked:

@@ -149,6 +149,18 @@ def shown_name(source: str) -> str:
     return f"{name}:{shown}@{file_revision(path)}"
 
 
+def check_source(source: str) -> None:
+    """Find what is wrong with a model's name, without downloading anything.
+
+    Raises:
+        JudgeError: It is no name of a model, or open_clip knows no such weights and no file is
+            there.
+    """
+    name, pretrained = _parse(source)
+    if pretrained is not None and not open_clip.get_pretrained_cfg(name, pretrained):
+        _check_file(name, pretrained, Path(pretrained))
+
+
 def _weights(name: str, pretrained: str) -> Path:
     """Return the file of a model's weights, which is downloaded once if it is not here."""
     published = open_clip.get_pretrained_cfg(name, pretrained)
@@ -156,12 +168,16 @@ def _weights(name: str, pretrained: str) -> Path:
         path = Path(open_clip.download_pretrained(published) if published else pretrained)
     except (OSError, ValueError, RuntimeError) as error:
         raise JudgeError(f"CLIP model {name}:{pretrained} cannot be loaded: {error}") from error
+    _check_file(name, pretrained, path)
+    return path
+
+
+def _check_file(name: str, pretrained: str, path: Path) -> None:
     if not path.is_file():
         raise JudgeError(
             f"CLIP model {name}:{pretrained} cannot be loaded: there is no such file; open_clip "
             f"knows of {name}: {', '.join(open_clip.list_pretrained_tags_by_model(name)) or '-'}"
         )
-    return path
 
 
 def _parse(source: str) -> tuple[str, str | None]:

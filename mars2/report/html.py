@@ -180,7 +180,18 @@ def limits(summary: Summary) -> list[str]:
             "Pairs are drawn again as if each stood alone, but they share subjects and styles: "
             "for other subjects or styles the uncertainty is larger."
         )
-    if summary.reference and sum(not method.control for method in summary.methods) > 1:
+    means = {
+        method.label: method.scores[summary.sources[0]].average.value
+        for method in summary.methods
+        if not method.control and summary.sources[:1] and summary.sources[0] in method.scores
+    }
+    best = [label for label in means if means[label] == means.get(summary.reference or "")]
+    if summary.reference and len(best) > 1:
+        lines.append(
+            f"{', '.join(best)} come out equal: the others are compared with {summary.reference} "
+            "because it stands first."
+        )
+    elif summary.reference and len(means) > 1:
         lines.append(
             f"{summary.reference} was picked as the best on the very images it is compared on, "
             "which flatters it."

@@ -15,6 +15,7 @@ from mars2.report.summary import MethodSummary, Source, Summary
 # Okabe and Ito's colors, told apart by the color-blind, on white and on black; controls are gray.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = "osD^vPX*"
+COINCIDE = 0.02  # closer points hide each other
 _GRAY = "#8a8a8a"
 _INK = "#010203"  # stands for the page's text color until the SVG is written
 
@@ -59,16 +60,24 @@ def interval_plot(summary: Summary, sources: Sequence[Source]) -> str:
 
 
 def trade_off_plot(summary: Summary, subject: Source, style: Source) -> str:
-    """Return an SVG of subject accuracy against style accuracy: a point with intervals a method."""
+    """Return an SVG of subject (y) against style accuracy (x): a point with intervals a method.
+
+    Points that coincide are drawn in several sizes, so that each is seen.
+    """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(6.6, 4.4))
         axes = figure.add_axes((0.1, 0.12, 0.56, 0.84))  # square; the legend stands beside it
+        drawn: list[tuple[float, float]] = []
         for number, method in enumerate(summary.methods):
             if subject not in method.scores or style not in method.scores:
                 continue
-            x, y = method.scores[subject].average, method.scores[style].average
+            x, y = method.scores[style].average, method.scores[subject].average
             if x.value is None or y.value is None:
                 continue
+            below = sum(
+                max(abs(x.value - left), abs(y.value - up)) < COINCIDE for left, up in drawn
+            )
+            drawn.append((x.value, y.value))
             color = _color(summary, method)
             for low, high, line in ((x.low, x.high, axes.hlines), (y.low, y.high, axes.vlines)):
                 if low is not None and high is not None:
@@ -79,15 +88,15 @@ def trade_off_plot(summary: Summary, subject: Source, style: Source) -> str:
                 y.value,
                 MARKERS[number % len(MARKERS)],
                 color=color,
-                markersize=8,
+                markersize=8 + 5 * below,
                 label=method.label,
                 clip_on=False,
-                zorder=3,
+                zorder=3 - below / 100,
             )
-        axes.set_xlabel("subject right")
-        axes.set_ylabel("style right")
-        _scale(axes, subject, "x")
-        _scale(axes, style, "y")
+        axes.set_xlabel("style right")
+        axes.set_ylabel("subject right")
+        _scale(axes, style, "x")
+        _scale(axes, subject, "y")
         if axes.lines:
             axes.legend(loc="upper left", bbox_to_anchor=(1.04, 1), borderaxespad=0, frameon=False)
         return _svg(figure, "trade-off")

@@ -334,6 +334,8 @@ def _gaps(summary: Summary, sources: Sequence[Source]) -> list[str]:
     ]
     if unscored:
         parts.append(f"Unscored images, in no mean: {', '.join(unscored)}.")
+        if any("(CLIP-T)" in one for one in unscored):
+            parts.append("CLIP-T needs prompts: a run has them, or a --manifest's column prompt.")
     pending = [
         f"{method.label} {waiting}"
         for method in summary.methods

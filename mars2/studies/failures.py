@@ -307,13 +307,13 @@ def _text(
         )
     for role in ("subject", "style"):
         own = [row for row in concepts.rows if row[1] == role]
-        if own:
+        if len(own) > 1:
             hard, easy = own[0], own[-1]
             sentences.append(
                 f"The hardest {role} is {hard[0]} ({_number(hard[2]):.2f} right over all merges), "
                 f"the easiest {easy[0]} ({_number(easy[2]):.2f})."
             )
-    if relation.rows:
+    if relation.rows and _number(relation.rows[-1][1]) <= 1:
         sentences.append(
             f"Over {relation.rows[-1][3]} pairs the share right goes with the distance to the "
             f"train split by Spearman {_spoken(relation.rows[-1][1])}; if training coverage were "

@@ -216,6 +216,7 @@ def test_a_methods_page_says_what_the_scores_are(pages: dict[str, bytes]) -> Non
     (page,) = [p.decode() for name, p in pages.items() if re.match(r"tiny/ziplora@\w+\.html", name)]
     assert "share of images whose subject and style the judge both recognises" in page
     assert "mean CLIP cosine of the image and the prompt" in page
+    assert "--batch-size 4 --out runs/ziplora" in page
 
 
 def test_the_front_is_what_no_other_beats() -> None:

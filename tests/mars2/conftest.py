@@ -22,7 +22,7 @@ adapters = "adapters"
 [models]
 base = "{base}"
 judge = "scripted:./judge.json"
-clip = "none:none"
+clip = "ViT-B-32:openai"
 dino = "none"
 
 [generation]

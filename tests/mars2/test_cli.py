@@ -368,6 +368,8 @@ def test_nothing_is_downloaded_while_something_else_is_missing(
         (lambda w: spoil(w.adapters / "ink.safetensors"), (), "ink.safetensors"),
         (None, ("--metrics", "mars2,clipp"), "clip"),
         (None, ("--judge", "foo:bar"), "'foo'"),
+        (None, ("--metrics", "clip", "--clip", "nope"), "names no weights"),
+        (None, ("--metrics", "clip", "--clip", "ViT-B-32:nope"), "of ViT-B-32: openai"),
         (None, ("--layout", "foo"), "layout is 'foo'"),
         (None, ("--prompts", "/none.toml"), "/none.toml"),
         (None, ("--judge", "openai:critic"), "has no server: give --base-url"),

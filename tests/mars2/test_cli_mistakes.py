@@ -205,6 +205,17 @@ def test_no_model_is_loaded_where_all_is_scored(
         main()
 
 
+def test_a_missing_model_is_found_before_the_first_is_asked(cli: Cli, tmp_path: Path) -> None:
+    references = Path(mars2.__file__).parents[1] / "benchmark_data/miniworld/references"
+    (tmp_path / "cat_1_impasto").mkdir()
+    Image.open(references / "cat_1/0.png").save(tmp_path / "cat_1_impasto/0.png")
+    score = ("score", tmp_path, *MINIATURE, "--split", "train", "--partial")
+    code, _, error = cli(*score, "--clip", "nope")
+    assert code == 2
+    assert "CLIP model 'nope' names no weights" in error
+    assert not (tmp_path / "mars2-scores/records.jsonl").exists()
+
+
 def test_libraries_are_silent_unless_asked(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,7 +48,8 @@ def test_the_file_says_where_it_comes_from(
     out = tmp_path / "deep" / "out.safetensors"
     said = merge_files(files, out, method="direct_sum:w_style=0.5", seed=3, spelling=spelling)
     assert len(said) == 1
-    assert said[0].startswith(f"{out}: {len(random_adapter(1).deltas)} layers, rank 6, ")
+    what = "direct_sum:w_style=0.5 of cat.safetensors, ink.safetensors"
+    assert said[0].startswith(f"{out}: {what}; {len(random_adapter(1).deltas)} layers, rank 6, ")
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     assert metadata(out) == {
         "method": "direct_sum",
@@ -320,6 +321,7 @@ def test_inspect_shows_what_is_inside(tmp_path: Path, monkeypatch: pytest.Monkey
     cells = ["down_blocks.1.attentions.0", "1", "4", "0.5", f"{norm:.3g}", "1", "k"]
     assert row.split() == [*cells, "transformer_blocks.0.attn2.to_k"]
     assert max(map(len, result.output.splitlines())) <= 120
+    assert 400 < result.output.count("x") < 600  # much of a long line, in several
     monkeypatch.setenv("COLUMNS", "80")
     narrow = CliRunner().invoke(app, ["inspect", str(path)]).output
     row = next(line for line in narrow.splitlines() if "down_blocks.1" in line)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 from rich.console import Console
 
@@ -21,6 +22,7 @@ from mars2.job import MethodSpec, RunError
 from mars2.report import ReportPaths, Source, Summary, summarise, terminal_table, write_report
 from mars2.report.grid import choose, draw_grid, fit
 from mars2.report.html import findings, limits
+from mars2.report.plots import trade_off_plot
 from mars2.report.tables import (
     concept_table,
     controls_table,
@@ -644,6 +646,47 @@ def test_limits_name_what_holds_for_these_numbers(reported):
     assert any("not the published one" in line for line in few)
     assert any("could not be given" in line for line in few)
     assert not any("harder bar" in line for line in few)
+
+
+def test_limits_say_who_stands_first_by_chance(build):
+    def limit(right, word):
+        store = build(
+            answers=lambda method, case, seed: ([True], [seed < right[method]]),
+            methods=[MethodSpec(label) for label in right],
+        )
+        lines = [line for line in limits(summarise(store)) if word in line]
+        shutil.rmtree(store.folder)
+        return lines
+
+    assert limit({"a": 2, "b": 2, "c": 1, "base": 2}, "equal") == [
+        "a, b come out equal: the others are compared with a because it stands first."
+    ]
+    assert limit({"a": 2, "b": 2, "base": 2}, "flatters") == []
+    assert len(limit({"a": 1, "b": 2, "base": 3}, "flatters")) == 1
+    assert limit({"a": 2, "base": 2}, "equal") == limit({"a": 2, "base": 2}, "flatters") == []
+
+
+def test_points_that_coincide_are_all_seen(build, monkeypatch):
+    right = {"a": 2, "b": 2, "c": 1}
+    store = build(
+        answers=lambda method, case, seed: ([True], [seed < right[method]]),
+        methods=[MethodSpec(label) for label in right],
+    )
+    drawn: list[tuple[float, ...]] = []
+
+    plot = Axes.plot
+
+    def spy(axes, x, y, *rest, **options):
+        drawn.append((x, y, options["markersize"], options["zorder"]))
+        return plot(axes, x, y, *rest, **options)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    trade_off_plot(summarise(store), SUBJECT, STYLE)
+    (a, b, c) = drawn  # the style on the x axis
+    assert [point[:2] for point in drawn] == [(0.5, 1), (0.5, 1), (0.25, 1)]
+    assert (a[2], c[2]) == (8, 8)
+    assert b[2] > a[2]  # a ring around it
+    assert b[3] < a[3]  # below it
 
 
 def test_limits_name_unequal_numbers_of_references(build):

@@ -1,5 +1,6 @@
 """Agreement, failures and cost of a made-up run, by hand and against scipy."""
 
+import re
 import runpy
 import shutil
 import sys
@@ -132,6 +133,14 @@ def test_outcomes_are_counted_by_hand(made: RunStore, references: References, tm
     assert shares == sorted(shares)
     files = {path.name for path in write(result, tmp_path / "out")}
     assert {"failures.png", "worst.png"} <= files
+
+
+def test_one_pair_has_no_hardest_concept(tmp_path: Path, references: References):
+    store = RunStore.create(tmp_path / "run", fake.make_spec(subjects=("a",), styles=("b",)))
+    fake.fill(store)
+    text = study_failures(store, NO_SUITE, references.files, resamples=20).text
+    assert "of what fails most is" in text
+    assert not {"hardest", "Spearman", "undefined"} & set(re.findall(r"\w+", text))
 
 
 def test_images_are_spread_over_pairs(made: RunStore):
