@@ -211,18 +211,19 @@ class RunSpec:
     def differences(self, other: "RunSpec") -> list[str]:
         """Return one line for each thing that forbids `other` to go on in the folder of this run.
 
-        Methods may be added, pairs too where all methods are there again, and files may lie
-        elsewhere with the same content.
+        Methods may be added, pairs and seeds too where all methods are there again, and files may
+        lie elsewhere with the same content.
         """
         free = {"methods", "environment", "model", "adapters", "adapter_digests", "suite", "limit"}
         lines = []
-        if self._more_pairs(other):
-            free |= {"cases"}
-            left_out = [label for label in self.labels if label not in other.labels]
+        left_out = [label for label in self.labels if label not in other.labels]
+        for name in self._grown(other):
+            free |= {name}
             if left_out:
+                noun = "pairs" if name == "cases" else name
                 lines.append(
-                    f"pairs were {len(self.cases)}, now {len(other.cases)}, but without "
-                    f"{few(left_out)}, which would lack the new ones"
+                    f"{noun} were {len(getattr(self, name))}, now {len(getattr(other, name))}, but "
+                    f"without {few(left_out)}, which would lack the new ones"
                 )
         for item in dataclasses.fields(self):
             if item.name not in free:
@@ -246,20 +247,31 @@ class RunSpec:
         return lines
 
     def grown_to(self, other: "RunSpec") -> "RunSpec":
-        """Return this run with those methods and pairs of `other` that it does not have."""
+        """Return this run with those methods, pairs and seeds of `other` that it does not have.
+
+        A pair that gets more seeds is another job, which draws all of them.
+        """
         added = tuple(method for method in other.methods if method.label not in self.labels)
         grown = dataclasses.replace(self, methods=self.methods + added)
-        if not self._more_pairs(other):
-            return grown
-        return dataclasses.replace(
-            grown,
-            cases=other.cases,
-            limit=other.limit,
-            adapter_digests={**self.adapter_digests, **other.adapter_digests},
-        )
+        names = self._grown(other)
+        if "seeds" in names:
+            grown = dataclasses.replace(grown, seeds=other.seeds)
+        if "cases" in names:
+            grown = dataclasses.replace(
+                grown,
+                cases=other.cases,
+                limit=other.limit,
+                adapter_digests={**self.adapter_digests, **other.adapter_digests},
+            )
+        return grown
 
-    def _more_pairs(self, other: "RunSpec") -> bool:
-        return set(self.cases) < set(other.cases)
+    def _grown(self, other: "RunSpec") -> list[str]:
+        """Return of what `other` has all of this run and more: "cases", "seeds"."""
+        return [
+            name
+            for name in ("cases", "seeds")
+            if set(getattr(self, name)) < set(getattr(other, name))
+        ]
 
 
 def read_schema(data: Mapping[str, Any], cls: type) -> dict[str, Any]:

@@ -296,16 +296,20 @@ class RunStore:
         self._costs.append([dataclasses.asdict(cost)])
 
     def costs(self) -> list[Cost]:
-        """Return the costs of the finished jobs, in the order they finished; a job's last one."""
-        last: dict[str, Cost] = {}
+        """Return the costs of the finished jobs, in the order they finished; a pair's last ones.
+
+        A pair is drawn again by another job if its run has grown in seeds.
+        """
+        last: dict[tuple[str, str], Cost] = {}
         for line in self._costs.read():
-            last.pop(line["job"], None)
-            last[line["job"]] = Cost(**line)
+            cost = Cost(**line)
+            last.pop((cost.method, cost.case), None)
+            last[cost.method, cost.case] = cost
         return list(last.values())
 
 
 def _continued(folder: Path, spec: RunSpec) -> RunSpec:
-    """Return the run in a folder with the methods and pairs of `spec` added.
+    """Return the run in a folder with the methods, pairs and seeds of `spec` added.
 
     A method that has drawn nothing yet, such as one whose code failed, is taken as it is now.
     """

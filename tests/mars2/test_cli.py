@@ -25,6 +25,7 @@ from mars2.cli.measuring import Scoring
 from mars2.cli.options import parse_seeds
 from mars2.job import Choices, RunError
 from mars2.run import load_denoiser
+from mars2.store import RunStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -287,6 +288,16 @@ def test_a_small_run_grows_into_the_whole(cli: Cli, world, tmp_path: Path) -> No
     code, _, error = cli(*arguments, "--limit", "2")
     assert code == 2
     assert "pairs were 4, now 2" in error
+    seeds = tmp_path / "seeds"
+    arguments = [seeds if one == out else one for one in arguments]
+    assert cli(*arguments, "--seeds", "0")[0] == 0
+    assert cli(*arguments)[0] == 0
+    assert _contents(seeds / "images").values() != first.values()
+    assert list(_contents(seeds / "images").values()) == list(images.values())
+    costs = (seeds / "costs.jsonl").read_text().splitlines()
+    assert len(costs) == 8
+    assert len(RunStore.open(seeds).costs()) == 4  # of the jobs with all seeds
+    assert "seeds" in cli(*arguments, "--seeds", "0")[2]
 
 
 def test_all_that_a_run_lacks_is_told_at_once(

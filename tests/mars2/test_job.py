@@ -176,6 +176,22 @@ def test_pairs_may_be_added_for_all_methods() -> None:
     assert trial.grown_to(with_another) == with_another
 
 
+def test_seeds_may_be_added_for_all_methods() -> None:
+    few_seeds = make_spec(seeds=(3,))
+    more = make_spec(seeds=(0, 3))
+    assert few_seeds.differences(more) == []
+    assert few_seeds.grown_to(more) == more
+    assert not {job.id for job in plan(few_seeds)} & {job.id for job in plan(more)}
+    assert more.differences(few_seeds) == ["seeds was 0,3, now 3"]
+    fewer = make_spec(methods=more.methods[:1], seeds=(0, 3))
+    assert few_seeds.differences(fewer) == [
+        "seeds were 1, now 2, but without sum:w=0.5, which would lack the new ones"
+    ]
+    smaller = make_spec(cases=more.cases[:1], seeds=(3,), limit=1)
+    assert smaller.differences(more) == []
+    assert smaller.grown_to(more) == more  # both at once
+
+
 def test_methods_seeds_and_cases_are_there_once() -> None:
     with pytest.raises(RunError, match="methods given twice: base"):
         make_spec(methods=(MethodSpec("base"), MethodSpec("base")))

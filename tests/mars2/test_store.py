@@ -40,8 +40,8 @@ def record(seed: int = 0, value: float | None = 1.0, **changes: object) -> Recor
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]  # fields by name
 
 
-def cost(job: str, seconds: float = 1.0) -> Cost:
-    return Cost(job, "sum", "cat_ink", seconds, 2.0, 2, None, 10, "resident set", 5, 1)
+def cost(job: str, case: str, seconds: float = 1.0) -> Cost:
+    return Cost(job, "sum", case, seconds, 2.0, 2, None, 10, "resident set", 5, 1)
 
 
 def test_a_run_opens_as_it_was_created(tmp_path: Path, spec: RunSpec) -> None:
@@ -162,12 +162,13 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
         JsonLines(path).read()
 
 
-def test_costs_come_back_the_last_of_each_job(tmp_path: Path, spec: RunSpec) -> None:
+def test_costs_come_back_the_last_of_each_pair(tmp_path: Path, spec: RunSpec) -> None:
     store = RunStore.create(tmp_path / "run", spec)
     assert store.costs() == []
-    for one in (cost("a"), cost("b"), cost("a", 9.0)):
+    again = cost("c", "cat_ink", 9.0)  # another job: with more seeds
+    for one in (cost("a", "cat_ink"), cost("b", "dog_ink"), again):
         store.append_cost(one)
-    assert store.costs() == [cost("b"), cost("a", 9.0)]
+    assert store.costs() == [cost("b", "dog_ink"), again]
 
 
 def test_images_are_written_whole_or_not_at_all(
