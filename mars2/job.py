@@ -109,10 +109,14 @@ class MethodSpec:
 def method_label(name: str, options: Mapping[str, Option]) -> str:
     """Return the label of a method with the options passed, fit for a folder's name.
 
-    >>> method_label("ziplora", {"steps": 100})
-    'ziplora:steps=100'
+    >>> method_label("ziplora", {"steps": 100, "lr": 1.0})
+    'ziplora:steps=100,lr=1'
     """
-    passed = ",".join(f"{key}={value}" for key, value in options.items())
+    short = {
+        key: int(value) if isinstance(value, float) and value.is_integer() else value
+        for key, value in options.items()
+    }
+    passed = ",".join(f"{key}={value}" for key, value in short.items())
     return (f"{name}:{passed}" if passed else name).replace("/", "_")
 
 
