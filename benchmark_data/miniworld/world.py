@@ -175,8 +175,10 @@ def draw(
     return image.reduce(_SUPERSAMPLING)
 
 
-GONE, THERE = (0.08, 0.28), (0.5, 0.85)
-"""Contrasts of a faint texture that is no style any more, and of one that is; between: moot."""
+COUNTS_FROM = 0.4
+"""Contrast of its texture from which on a picture is in a style, by definition."""
+GONE, THERE = (0.08, 0.36), (0.44, 0.85)
+"""Contrasts of faint textures to learn from, below that and above: no style any more, and one."""
 
 
 def draw_faint(

@@ -43,7 +43,7 @@ from benchmark_data.miniworld.train.drawings import (
     style_pairs,
     subject_pairs,
 )
-from benchmark_data.miniworld.world import FAMILIES, STYLES, SUBJECTS, draw, same_in
+from benchmark_data.miniworld.world import FAMILIES, STYLES, SUBJECTS, Look, draw, same_in
 from mars2.judges import TEMPLATES, Question
 from mars2.judges.llava_onevision import LlavaOnevisionJudge
 from mars2.judges.prompts import choose
@@ -228,6 +228,25 @@ def test_a_fading_texture_is_gone_or_there(monkeypatch):
         assert low <= contrast <= high
 
 
+def test_what_fades_is_named_by_what_is_left_of_it(bank):
+    """A tower learns the bare look where a texture does not count, and the look where it does."""
+    grey = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 3, 64, 64)
+    looks = [Look("oil", "dusk", texture) for texture in ("long", "dabs", "swirl")]
+    nothing = np.empty(0, np.int64)
+    made = painted.Painted(
+        grey[:0], 0, grey[:0], nothing,
+        grey[:1], np.array([painted.BARE_LOOKS.index(replace(looks[0], texture="bare"))]),
+        grey[1:3], np.array([LOOKS.index(look) for look in looks[1:]]), np.array([True, False]),
+    )  # fmt: skip
+    shown = {0: Look("oil", "dusk", "bare"), 1: looks[1], 2: Look("oil", "dusk", "bare")}
+    pixels, named = Pictures(bank, None, made).fading(41, np.random.default_rng(0))
+    levels = ((pixels[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+    assert [shown[level] for level in levels] == named
+    assert levels.count(0) == 20
+    assert set(levels) == {0, 1, 2}
+    assert len(Pictures(bank, None).fading(41, np.random.default_rng(0))[0]) == 0
+
+
 @pytest.mark.parametrize(
     ("lost", "wanted"),
     [
@@ -402,7 +421,7 @@ def test_a_critic_goes_on_from_another_in_two_processes(tmp_path):
     critic.run(out, work, smoke=True, seed=0, steps=None, start=WEIGHTS / "critic", processes=2)
     assert (work / "critic-seeing.safetensors").exists()
     assert (work / "critic-comparing.safetensors").exists()
-    assert (work / "faint-0-36.safetensors").exists()
+    assert (work / "faint-0.4-0-36.safetensors").exists()
     before, after = (
         load_file(folder / "critic" / "model.safetensors") for folder in (WEIGHTS, out)
     )

@@ -35,6 +35,7 @@ from benchmark_data.miniworld.world import (
     ATTRIBUTES,
     CATEGORIES,
     COLOURS,
+    COUNTS_FROM,
     FAMILIES,
     GONE,
     MONOCHROME,
@@ -70,6 +71,7 @@ FADED = 0.2  # as many drawings again have a faint texture or none; all are pain
 STRENGTHS = (0.1, 0.4)  # share of the sampler's steps that those go through
 STEPS, DRAWINGS = 4800, 40_000  # that a network learns for, and from
 FILE = 1024  # painted drawings a file
+_FADED = f"faded-{COUNTS_FROM:g}"  # in names of files: another definition makes others
 VIEWS = tuple((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1))  # shifts that are read together
 
 Integers = NDArray[np.int64]
@@ -139,7 +141,7 @@ def drawings(count: int, *, seed: int, faded: bool = False) -> tuple[Tensor, Ten
 
 def load_drawings(work: Path, count: int, *, seed: int, faded: bool) -> tuple[Tensor, Tensor]:
     """What `drawings` draws, or read from ``work`` where that was done."""
-    path = work / f"classifier-{'faded' if faded else 'drawings'}-{seed}-{count}.safetensors"
+    path = work / f"classifier-{_FADED if faded else 'drawings'}-{seed}-{count}.safetensors"
     if not path.exists():
         pixels, truth = drawings(count, seed=seed, faded=faded)
         save_state(path, {"pixels": pixels, "truth": truth}, {})
@@ -161,7 +163,7 @@ def load_painted(
     """
     shown = list(random_pictures(len(pixels), seed=seed, faded=faded))
     painter = Painter(base)
-    name = f"classifier-painted{'-faded' if faded else ''}-{_fingerprint(base)}-{seed}"
+    name = f"classifier-painted{f'-{_FADED}' if faded else ''}-{_fingerprint(base)}-{seed}"
     parts = []
     for first in range(0, len(pixels), FILE):
         last = min(first + FILE, len(pixels))
@@ -334,7 +336,7 @@ def load_classifier(
 
     with flat_convolutions(network):
         train_phase(
-            work / f"classifier-{_fingerprint(base)}-{seed}-{steps}.safetensors",
+            work / f"classifier-{_FADED}-{_fingerprint(base)}-{seed}-{steps}.safetensors",
             {"classifier": network},
             loss_at,
             steps=steps,

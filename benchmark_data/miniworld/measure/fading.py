@@ -1,7 +1,7 @@
 """From which contrast of its texture on a picture counts as in a style, to critic and classifier.
 
-No definition says so: the critic and the classifier learnt what is GONE and what is THERE, and cut
-somewhere in between. Where they disagree on a generated picture, its texture may be in between.
+By definition from .4 on: the critic and the classifier learnt what is GONE and what is THERE, just
+below and above. Where they cut elsewhere, they disagree on generated pictures that have faded.
 """
 
 from collections.abc import Callable, Mapping

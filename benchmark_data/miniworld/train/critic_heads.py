@@ -16,7 +16,6 @@ from benchmark_data.miniworld.settings import BARE, INVENTED, PALETTES, SEPARABL
 from benchmark_data.miniworld.train.critic_model import GRID, TEXT_WIDTH
 from benchmark_data.miniworld.train.drawings import (
     ALL_LOOKS,
-    BARE_LOOKS,
     CELLS,
     LOOKS,
     Bank,
@@ -53,7 +52,7 @@ def _settings(looks: Sequence[Look]) -> NDArray[np.int64]:
 
 
 # palette and texture are told apart: a setting that was never met is made of known ones
-SETTINGS, _BARE_SETTINGS = _settings(ALL_LOOKS), _settings(BARE_LOOKS)
+SETTINGS = _settings(ALL_LOOKS)
 _LACKING = np.isin(
     np.arange(len(_PALETTES)),
     [SETTINGS[LOOKS.index(style.look), 0] for style in STYLES.values() if style.split != "train"],
@@ -184,13 +183,12 @@ def naming_loss(
     return loss + functional.cross_entropy(colours.float().permute(0, 3, 1, 2), colour)
 
 
-def bare_loss(heads: Heads, features: Tensor, looks: np.ndarray, recoloured: Tensor) -> Tensor:
-    """Cross-entropy of the look of pictures without texture, numbers of BARE_LOOKS."""
+def look_loss(heads: Heads, features: Tensor, looks: Sequence[Look], recoloured: Tensor) -> Tensor:
+    """Cross-entropy of the look alone, of pictures in these looks, bare ones among them."""
     names, every, _, _ = heads(features)
     targets = torch.full((len(looks), MATCHES), -100)
-    families = np.array([FAMILIES.index(look.family) for look in BARE_LOOKS])
-    targets[:, FAMILY] = torch.from_numpy(families[looks])
-    settings = _BARE_SETTINGS[looks]
+    targets[:, FAMILY] = torch.tensor([FAMILIES.index(look.family) for look in looks])
+    settings = _settings(looks)
     targets[:, PALETTE:] = torch.from_numpy(settings)
     targets[recoloured, PALETTE] = -100
     targets[torch.from_numpy(_LACKING[settings[:, 0]]), TEXTURE] = -100

@@ -25,7 +25,7 @@ from benchmark_data.miniworld.train.critic_heads import (
     Ends,
     Heads,
     Truth,
-    bare_loss,
+    look_loss,
     matches,
     name_targets,
     naming_loss,
@@ -54,7 +54,7 @@ from benchmark_data.miniworld.world import FAMILIES
 PAIRS = {"subject": subject_pairs, "style": style_pairs}
 _FINE = "watercolor crayon neon halftone oil blueprint mosaic glass chalk"
 FINE = [FAMILIES.index(name) for name in _FINE.split()]  # of fine strokes: named twice as often
-BARE_NAMED = 0.1  # share of what is named that has lost its texture
+FADING_NAMED = 0.2  # share of what is named that has lost its texture, or has a faint one
 HALF = 0.06  # share of the questions about a style whose picture has lost half of it
 LOST = 0.12  # share of those whose picture has lost its texture
 FAINT = 0.2  # share of those whose picture has a faint texture of the very look
@@ -86,9 +86,9 @@ class Scale:
 
 
 GOING_ON = Scale(
-    seeing=1600,
-    comparing=1500,
-    answering=1100,
+    seeing=900,
+    comparing=1000,
+    answering=1600,
     compared=1 / 2,
     asked=1 / 2,
     comparing_rates=(0.01, 8e-4),
@@ -169,19 +169,19 @@ class Critic:
 
         def loss_at(step: int) -> Tensor:
             rng, generator = self._streams(1, step)
-            bare, looks = self.pictures.bare(round(BARE_NAMED * images), rng)
-            count = images - len(bare)
+            fading, looks = self.pictures.fading(round(FADING_NAMED * images), rng)
+            count = images - len(fading)
             rows = torch.from_numpy(rng.choice(usable, count, p=chances))
             pixels = self.pictures.get(rows, generator, damaged=0.5)
-            if len(bare):
-                pixels = torch.cat([pixels, damage(bare, generator, 0.5)])
+            if len(fading):
+                pixels = torch.cat([pixels, damage(fading, generator, 0.5)])
             pixels, other = recoloured(pixels, torch.arange(images), generator)
             with torch.autocast("cpu", torch.bfloat16):
                 features = image_features(self.model, pixels).float()
                 loss = naming_loss(heads, features[:count], self.bank, rows, other[:count])
-                if len(bare):
-                    lost = bare_loss(heads, features[count:], looks, other[count:])
-                    loss = loss + BARE_NAMED * lost
+                if len(fading):
+                    lost = look_loss(heads, features[count:], looks, other[count:])
+                    loss = loss + FADING_NAMED * lost
                 return loss
 
         checkpoint = self.work / "critic-seeing.safetensors"

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmark_data.miniworld.settings import BARE
 from benchmark_data.miniworld.train.degrade import degrade, shifted
 from benchmark_data.miniworld.train.drawings import BARE_LOOKS, LOOKS, Bank
 from benchmark_data.miniworld.train.painted import Painted
+from benchmark_data.miniworld.world import Look
 
 SHIFT = 2  # pixels by which pictures are shifted at most: half a cell
 NEGATIVE = 0.35  # share of the recoloured channels that are also negatives
@@ -70,15 +72,23 @@ class Pictures:
             return None
         return _floats(self._painted.faint[row]), bool(self._painted.faint_there[row])
 
-    def bare(self, count: int, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
-        """Images in [-1, 1] without texture, ``(n, 3, 64, 64)``; numbers of BARE_LOOKS, ``(n,)``.
+    def fading(self, count: int, rng: np.random.Generator) -> tuple[Tensor, list[Look]]:
+        """Images in [-1, 1], ``(n, 3, 64, 64)``: half without texture, half of a faint one.
 
-        There are none (n is 0) unless drawings were painted over.
+        Their looks are bare ones where the texture does not count. There are no images (n is 0)
+        unless drawings were painted over.
         """
-        if self._painted is None:
-            return torch.empty(0, 3, 64, 64), np.empty(0, np.int64)
-        rows = rng.integers(len(self._painted.bare), size=count)
-        return _floats(self._painted.bare[rows]), self._painted.bare_looks[rows]
+        if (painted := self._painted) is None:
+            return torch.empty(0, 3, 64, 64), []
+        bare = rng.integers(len(painted.bare), size=count // 2)
+        faint = rng.integers(len(painted.faint), size=count - count // 2)
+        looks = [BARE_LOOKS[number] for number in painted.bare_looks[bare]]
+        for number, there in zip(
+            painted.faint_looks[faint], painted.faint_there[faint], strict=True
+        ):
+            look = LOOKS[number]
+            looks.append(look if there else Look(look.family, look.palette, BARE))
+        return _floats(torch.cat([painted.bare[bare], painted.faint[faint]])), looks
 
     def _row(
         self, by_look: dict[int, np.ndarray], look: int, rng: np.random.Generator

@@ -29,6 +29,7 @@ from benchmark_data.miniworld.train.drawings import (
 )
 from benchmark_data.miniworld.train.overpaint import BATCH, Painter, in_words
 from benchmark_data.miniworld.world import (
+    COUNTS_FROM,
     FAMILIES,
     GONE,
     THERE,
@@ -212,7 +213,7 @@ def load_painted(
         save_state(path, {"pixels": pixels, "looks": torch.from_numpy(looks)}, {})
         log.info("critic: %d drawings without texture", bare)
     lost = load_state(path)[0]
-    path = work / f"faint-{seed}-{faint}.safetensors"
+    path = work / f"faint-{COUNTS_FROM:g}-{seed}-{faint}.safetensors"
     if not path.exists():
         pixels, looks, there = draw_fading(base, faint, seed)
         named = {"looks": torch.from_numpy(looks), "there": torch.from_numpy(there)}
