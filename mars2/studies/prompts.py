@@ -172,9 +172,9 @@ def _text(
     limits = (
         "**What this cannot say.** Robust is not right: only the wrong reference and the known "
         "questions tell a judge that looks from one that does not. Wordings are ours, and a "
-        "sample of nothing; a judge tuned on one wording, as the miniature's critic is, may well "
-        "fail at all others, which says little of judges that were trained on many. One reference "
-        "is shown a question, so flips here are of answers and not of majorities."
+        "sample of nothing; a judge tuned on one wording may well fail at all others, which says "
+        "little of judges that were trained on many. One reference is shown a question, so flips "
+        "here are of answers and not of majorities."
     )
     return " ".join(sentences) + "\n\n" + limits
 
