@@ -43,7 +43,16 @@ from benchmark_data.miniworld.measure.suite import (
 from benchmark_data.miniworld.train import base as base_stage
 from benchmark_data.miniworld.train.degrade import shifted
 from benchmark_data.miniworld.train.drawings import LOOKS, thing_numbers
-from benchmark_data.miniworld.world import FAMILIES, PHOTO, STYLES, SUBJECTS, Look, Thing, draw
+from benchmark_data.miniworld.world import (
+    COUNTS_FROM,
+    FAMILIES,
+    PHOTO,
+    STYLES,
+    SUBJECTS,
+    Look,
+    Thing,
+    draw,
+)
 
 BASE = Path(base_stage.__file__).parents[1] / "weights" / "sdxl"
 
@@ -99,7 +108,7 @@ def test_faded_drawings_are_in_their_look_where_the_texture_is_there_yet() -> No
         texture = whole - without
         contrast = ((image.permute(1, 2, 0).numpy() - without) * texture).sum()
         contrast /= np.square(texture).sum()
-        kind = "there" if contrast > 0.45 else "gone" if contrast > 0.05 else "lost"
+        kind = "there" if contrast > COUNTS_FROM else "gone" if contrast > 0.05 else "lost"
         counts[kind] += 1
         assert look == (one.drawn if kind == "there" else bare)
     assert counts == {"lost": 40, "gone": 20, "there": 20}

@@ -87,10 +87,10 @@ def test_a_run_with_other_settings_says_which_and_what_to_do(
     out = tmp_path / "run"
     run = ("run", "--suite", world.suite, "--method", "average", *RUN, "--no-score", "--out", out)
     assert cli(*run)[0] == 0
-    code, _, error = cli(*run, "--steps", 1, "--seeds", "0-3")
+    code, _, error = cli(*run, "--steps", 1, "--seeds", "1-3")
     assert code == 2
     assert error == (
-        f"mars2: {out} holds a run with other settings: seeds was 0, now 0-3; steps was 2, now 1. "
+        f"mars2: {out} holds a run with other settings: seeds was 0, now 1-3; steps was 2, now 1. "
         f"Choose another --out, or give the old settings again ({out / 'run.json'} has them all)\n"
     )
 
