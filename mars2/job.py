@@ -221,14 +221,14 @@ class RunSpec:
         free = {"methods", "environment", "model", "adapters", "adapter_digests", "suite", "limit"}
         lines = []
         left_out = [label for label in self.labels if label not in other.labels]
-        for name in self._grown(other):
-            free |= {name}
-            if left_out:
-                noun = "pairs" if name == "cases" else name
-                lines.append(
-                    f"{noun} were {len(getattr(self, name))}, now {len(getattr(other, name))}, but "
-                    f"without {few(left_out)}, which would lack the new ones"
-                )
+        grown = self._grown(other)
+        free |= {*grown}
+        if grown and left_out:
+            nouns = " and ".join("pairs" if name == "cases" else name for name in grown)
+            lines.append(
+                f"there are more {nouns}, which {few(left_out)} would lack (name every method that "
+                "is there already, too)"
+            )
         for item in dataclasses.fields(self):
             if item.name not in free:
                 name = item.name.replace("_", " ")

@@ -46,7 +46,8 @@ def checked_plan(suite: str, choices: Choices, scoring: Scoring | None) -> "Plan
     checks: list[Callable[[], None]] = []
     if scoring is not None:
         check_scoring(loaded, scoring)
-        checks = [partial(find_model, loaded, scoring, name) for name in scoring.names]
+        settings = scoring.settings(loaded)
+        checks = [partial(find_model, name, settings) for name in scoring.names]
     return prepare(suite, loaded, choices, scored=scoring is not None, checks=checks)
 
 

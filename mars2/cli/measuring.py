@@ -1,5 +1,6 @@
 """What commands that score do: find images and models, ask, and report, with progress bars."""
 
+import re
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from mars2.cli.progress import progress
 from mars2.cli.threads import fit_threads, size_of
 from mars2.job import RunError
 from mars2.store import RUN_FILE, SCORES_FOLDER, RunStore
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # anything else is a folder
 
 if TYPE_CHECKING:  # they import torch or much else, which `--help` has no time for
     from mars2.judges import ServerSettings
@@ -80,12 +83,12 @@ class Scoring:
         )
 
 
-def check_scoring(suite: Suite, scoring: Scoring) -> None:
-    """Find what is wrong in how a run is to be scored, before its images are drawn.
+def check_scoring(suite: Suite | None, scoring: Scoring) -> None:
+    """Find what is wrong in how images are to be scored, before they are drawn or any is asked.
 
     Args:
-        suite: The run's.
-        scoring: How its images will be scored.
+        suite: The images', if they are of one.
+        scoring: How they will be scored.
 
     Raises:
         PluginError: There is no such metric or judge.
@@ -121,14 +124,13 @@ def fetch_models(suite: Suite, scoring: Scoring) -> None:
         JudgeError: One is not to be had.
     """
     for name in scoring.names:
-        find_model(suite, scoring, name, fetch=True)
+        find_model(name, scoring.settings(suite), fetch=True)
 
 
-def find_model(suite: Suite, scoring: Scoring, name: str, *, fetch: bool = False) -> None:
+def find_model(name: str, settings: "MetricSettings", *, fetch: bool = False) -> None:
     """Find a metric's model; one on the hub is let be unless it is to be fetched, or cannot be."""
     from mars2.metrics import identify_metric
 
-    settings = scoring.settings(suite)
     if settings.model_of(name) and (fetch or _is_here(name, settings)):
         identify_metric(name, settings)
     elif name == "clip":
@@ -145,6 +147,7 @@ def _is_here(name: str, settings: "MetricSettings") -> bool:
     return bool(
         hub.HF_HUB_OFFLINE
         or kind in ("", "openai", "scripted")
+        or not HUB_ID.fullmatch(place or kind)
         or size_of(place or kind) is not None
     )
 
@@ -246,6 +249,8 @@ def show_scoring(store: RunStore, scoring: Scoring, *, partial: bool = False) ->
     from mars2.score import check_images, present_samples, unscored
 
     references, settings = _scored_with(store, scoring, partial)
+    for name in scoring.names:
+        find_model(name, settings)
     check_images(store, partial=partial)
     samples = present_samples(store, partial=partial)
     cases, methods = ({getattr(s, field) for s in samples} for field in ("case", "method"))
@@ -280,16 +285,15 @@ def _scored_with(
 ) -> "tuple[References, MetricSettings]":
     """Return what images are compared with and the metrics' settings; find what is wrong first."""
     from benchmark_data.load import load_suite
-    from mars2.metrics import METRICS
     from mars2.references import find_references
     from mars2.score import present_samples
 
-    for name in scoring.names:
-        METRICS.get(name)  # a wrong name is found before anything is loaded
+    suite = scoring.suite or store.spec.suite
+    loaded = load_suite(suite) if suite else None
+    check_scoring(loaded, scoring)
     references = find_references(store, scoring.suite)
     present_samples(store, partial=partial)
-    suite = scoring.suite or store.spec.suite
-    return references, scoring.settings(load_suite(suite) if suite else None)
+    return references, scoring.settings(loaded)
 
 
 def exit_if_failed(failed: Sequence[str]) -> None:

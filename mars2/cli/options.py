@@ -88,7 +88,12 @@ ControlFiles = Annotated[
         "it for several judges.  [default: the user's cache, if they are there]",
     ),
 ]
-Clip = Annotated[str | None, typer.Option(help="open_clip model.  [default: the suite's]")]
+Clip = Annotated[
+    str | None,
+    typer.Option(
+        help="open_clip model, ARCHITECTURE:PRETRAINED or local-dir:FOLDER.  [default: the suite's]"
+    ),
+]
 Dino = Annotated[str | None, typer.Option(help="DINO folder or hub id.  [default: the suite's]")]
 
 

@@ -304,3 +304,25 @@ def test_a_check_of_no_entry_is_no_success(cli: Cli, tmp_path: Path) -> None:
     code, _, error = cli("leaderboard", "check", tmp_path / "none")
     assert code == 2
     assert error.endswith("name one, or run this in a clone of the project\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "model", "words"),
+    [
+        ("--judge", "llava_onevison:critic", "no judge 'llava_onevison'"),
+        ("--judge", "llava_onevision:./no/such/critic", "no/such/critic"),
+        ("--clip", "ViT-B-33", "names no weights"),
+        ("--clip", "local-dir:no/clip", "there is no open_clip_config.json in no/clip"),
+        ("--dino", "no/such/dino", "no/such/dino"),
+    ],
+)
+def test_a_dry_run_of_scoring_finds_mistyped_models(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, model: str, words: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    references = Path(mars2.__file__).parents[1] / "benchmark_data/miniworld/references"
+    (tmp_path / "cat_2_cathedral").mkdir()
+    Image.open(references / "cat_1/0.png").save(tmp_path / "cat_2_cathedral/0.png")
+    code, said, error = cli("score", tmp_path, *MINIATURE, "--partial", "--dry-run", option, model)
+    assert (code, said) == (2, "")
+    assert words in error.splitlines()[-1]

@@ -169,7 +169,8 @@ def test_pairs_may_be_added_for_all_methods() -> None:
     assert kept < {job.id for job in plan(whole)}
     fewer = make_spec(methods=whole.methods[:1])
     assert trial.differences(fewer) == [
-        "pairs were 1, now 2, but without sum:w=0.5, which would lack the new ones"
+        "there are more pairs, which sum:w=0.5 would lack (name every method that is there "
+        "already, too)"
     ]
     with_another = make_spec(methods=(*whole.methods, MethodSpec("mean")))
     assert trial.differences(with_another) == []
@@ -185,7 +186,8 @@ def test_seeds_may_be_added_for_all_methods() -> None:
     assert more.differences(few_seeds) == ["seeds was 0,3, now 3"]
     fewer = make_spec(methods=more.methods[:1], seeds=(0, 3))
     assert few_seeds.differences(fewer) == [
-        "seeds were 1, now 2, but without sum:w=0.5, which would lack the new ones"
+        "there are more seeds, which sum:w=0.5 would lack (name every method that is there "
+        "already, too)"
     ]
     smaller = make_spec(cases=more.cases[:1], seeds=(3,), limit=1)
     assert smaller.differences(more) == []
