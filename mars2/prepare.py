@@ -56,7 +56,7 @@ def prepare(
     choices: Choices,
     *,
     scored: bool = False,
-    checks: Sequence[Callable[[], None]] = (),
+    checks: Sequence[Callable[[], object]] = (),
 ) -> Plan:
     """Return the plan of a run, everything looked up and checked that needs no model.
 

@@ -43,7 +43,7 @@ def checked_plan(suite: str, choices: Choices, scoring: Scoring | None) -> "Plan
     from mars2.prepare import prepare
 
     loaded = load_suite(suite)
-    checks: list[Callable[[], None]] = []
+    checks: list[Callable[[], object]] = []
     if scoring is not None:
         check_scoring(loaded, scoring)
         settings = scoring.settings(loaded)

@@ -19,7 +19,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # anything else is a folder
 
 if TYPE_CHECKING:  # they import torch or much else, which `--help` has no time for
     from mars2.judges import ServerSettings
-    from mars2.metrics import MetricSettings
+    from mars2.metrics import Identity, MetricSettings
     from mars2.references import References
 
 
@@ -127,16 +127,20 @@ def fetch_models(suite: Suite, scoring: Scoring) -> None:
         find_model(name, scoring.settings(suite), fetch=True)
 
 
-def find_model(name: str, settings: "MetricSettings", *, fetch: bool = False) -> None:
-    """Find a metric's model; one on the hub is let be unless it is to be fetched, or cannot be."""
+def find_model(name: str, settings: "MetricSettings", *, fetch: bool = False) -> "Identity | None":
+    """Find a metric's model, and return what is known of the metric.
+
+    A model on the hub is let be, and nothing known, unless it is to be fetched, or cannot be.
+    """
     from mars2.metrics import identify_metric
 
     if settings.model_of(name) and (fetch or _is_here(name, settings)):
-        identify_metric(name, settings)
-    elif name == "clip":
+        return identify_metric(name, settings)
+    if name == "clip":
         from mars2.metrics.clip import check_source
 
         check_source(settings.clip)
+    return None
 
 
 def _is_here(name: str, settings: "MetricSettings") -> bool:
@@ -245,12 +249,10 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
 
 def show_scoring(store: RunStore, scoring: Scoring, *, partial: bool = False) -> None:
     """Check images and metrics; print what there is to score, and what has its scores already."""
-    from mars2.metrics import identify_metric
     from mars2.score import check_images, present_samples, unscored
 
     references, settings = _scored_with(store, scoring, partial)
-    for name in scoring.names:
-        find_model(name, settings)
+    identities = {name: find_model(name, settings) for name in scoring.names}
     check_images(store, partial=partial)
     samples = present_samples(store, partial=partial)
     cases, methods = ({getattr(s, field) for s in samples} for field in ("case", "method"))
@@ -264,9 +266,8 @@ def show_scoring(store: RunStore, scoring: Scoring, *, partial: bool = False) ->
         span = " to ".join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1])))
         noun = "reference" if span == "1" else "references"
         print(f"beside  {span} {noun} each of {_count(concepts, role)}")
-    for name in scoring.names:
+    for name, identity in identities.items():
         there = _is_here(name, settings)
-        identity = identify_metric(name, settings) if there else None
         todo = unscored(store, identity, references, partial=partial) if identity else samples
         line = f"{name:7} {len(todo)} to score, {len(samples) - len(todo)} have scores"
         if name == "mars2":

@@ -14,7 +14,7 @@ from mars2.report.formatting import words
 from mars2.report.grid import Grid
 from mars2.report.pictures import Album
 from mars2.report.plots import interval_plot, trade_off_plot
-from mars2.report.summary import MARS2, Summary
+from mars2.report.summary import MARS2, Source, Summary
 from mars2.report.tables import (
     FEW_PAIRS,
     cell,
@@ -118,11 +118,7 @@ def findings(summary: Summary) -> list[str]:
         told = f"{source.heading} {told}"
     others = [m for m in summary.methods if not m.control and m.label != best.label]
     same = summary.not_told_apart()
-    values = {
-        m.label: round(average.value, 9)
-        for m in (best, *others)
-        if source in m.scores and (average := m.scores[source].average).value is not None
-    }
+    values = _merges(summary, source)
     first = [label for label, value in values.items() if value == values[best.label]]
     named = f"{', '.join(first[:-1])} and {first[-1]}" if len(first) > 1 else best.label
     lines = [f"{'Best' if len(summary.methods) > 1 else 'Scored'}: {named}, {told}."]
@@ -148,6 +144,17 @@ def findings(summary: Summary) -> list[str]:
         )
         lines.append(f"The best control, with no merge at all, is {top}: {text.text}.")
     return lines
+
+
+def _merges(summary: Summary, source: Source) -> dict[str, float]:
+    """Return a score of the reference method and of all that are no controls, less float noise."""
+    return {
+        method.label: round(average.value, 9)
+        for method in summary.methods
+        if (method.label == summary.reference or not method.control)
+        and source in method.scores
+        and (average := method.scores[source].average).value is not None
+    }
 
 
 def limits(summary: Summary) -> list[str]:
@@ -180,22 +187,19 @@ def limits(summary: Summary) -> list[str]:
             "Pairs are drawn again as if each stood alone, but they share subjects and styles: "
             "for other subjects or styles the uncertainty is larger."
         )
-    means = {
-        method.label: method.scores[summary.sources[0]].average.value
-        for method in summary.methods
-        if not method.control and summary.sources[:1] and summary.sources[0] in method.scores
-    }
-    best = [label for label in means if means[label] == means.get(summary.reference or "")]
-    if summary.reference and len(best) > 1:
-        lines.append(
-            f"{', '.join(best)} come out equal: the others are compared with {summary.reference} "
-            "because it stands first."
-        )
-    elif summary.reference and len(means) > 1:
-        lines.append(
-            f"{summary.reference} was picked as the best on the very images it is compared on, "
-            "which flatters it."
-        )
+    if summary.reference:
+        means = _merges(summary, summary.sources[0])
+        best = [label for label in means if means[label] == means[summary.reference]]
+        if len(best) > 1:
+            lines.append(
+                f"{', '.join(best)} come out equal: the others are compared with "
+                f"{summary.reference} because it stands first."
+            )
+        elif len(means) > 1:
+            lines.append(
+                f"{summary.reference} was picked as the best on the very images it is compared on, "
+                "which flatters it."
+            )
     counts = {summary.references[name] for name in summary.subjects if name in summary.references}
     if len(counts) > 1:
         lines.append(
