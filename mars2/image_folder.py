@@ -83,12 +83,15 @@ def read_manifest(
     """Return the images a CSV file lists.
 
     Its columns are image, subject, style and, if wanted, method, seed and prompt; paths are
-    relative to `folder`, subject and style are concept ids of the suite.
+    relative to `folder`, subject and style are concept ids of the suite. Without a seed the images
+    of a pair are numbered as `match_folder` does, by their names or in order.
 
     Raises:
-        RunError: An unknown column or concept, a missing image, an image or seed given twice.
+        RunError: An unknown column or concept, a missing image, an image or seed given twice, seeds
+            of some images of a pair alone.
     """
     rows = _read_rows(manifest)
+    seeds = _manifest_seeds(manifest, folder, rows)
     by_pair = {(case.subject.id, case.style.id): case for case in _cases(suite, None).values()}
     found: list[FoundImage] = []
     for number, row in rows:
@@ -101,17 +104,46 @@ def read_manifest(
         case = by_pair.get((subject, style))
         case_id = case.id if case else f"{subject}_{style}"
         method = row.get("method") or _name(folder)
-        known = [image.seed for image in found if (image.method, image.case) == (method, case_id)]
-        seed = _seed(row["seed"], where) if row.get("seed") else len(known)
-        if seed in known:
-            raise RunError(f"{where}: seed {seed} of {method}, {case_id} is given twice")
-        prompt = row.get("prompt") or (case.prompt if case else None)
         file = _relative(path, out)
         if any(image.file == file for image in found):
             raise RunError(f"{where}: image {path} is given twice")
+        seed = seeds[number]
+        if any(
+            (image.method, image.case, image.seed) == (method, case_id, seed) for image in found
+        ):
+            raise RunError(f"{where}: seed {seed} of {method}, {case_id} is given twice")
+        prompt = row.get("prompt") or (case.prompt if case else None)
         found.append(FoundImage(method, case_id, seed, file, subject, style, prompt))
     found.sort(key=lambda image: (image.method, image.case, image.seed))
     return ImagesSpec(str(folder), tuple(found), suite_name, suite.revision)
+
+
+def _manifest_seeds(
+    manifest: Path, folder: Path, rows: Sequence[tuple[int, Mapping[str, str]]]
+) -> dict[int, int]:
+    """Return the seed of each row, by its line."""
+    groups: dict[tuple[str, str, str], list[tuple[int, Mapping[str, str]]]] = {}
+    for number, row in rows:
+        key = (row.get("method") or _name(folder), row["subject"], row["style"])
+        groups.setdefault(key, []).append((number, row))
+    seeds: dict[int, int] = {}
+    for key, members in groups.items():
+        given = [number for number, row in members if row.get("seed")]
+        if not given:
+            named = _with_seeds([Path(row["image"]) for _, row in members])
+            order = {path: seed for seed, path in named}
+            seeds |= {number: order[Path(row["image"])] for number, row in members}
+        elif len(given) < len(members):
+            bare = next(number for number, row in members if not row.get("seed"))
+            raise RunError(
+                f"{manifest} line {bare}: it has no seed, which other images of {', '.join(key)} "
+                "have; give all of them one, or none"
+            )
+        else:
+            seeds |= {
+                number: _seed(row["seed"], f"{manifest} line {number}") for number, row in members
+            }
+    return seeds
 
 
 def single_pair(

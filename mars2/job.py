@@ -215,16 +215,16 @@ class RunSpec:
     def differences(self, other: "RunSpec") -> list[str]:
         """Return one line for each thing that forbids `other` to go on in the folder of this run.
 
-        Methods may be added, pairs and seeds too where all methods are there again, and files may
-        lie elsewhere with the same content.
+        Methods may be added, pairs and seeds too where all methods are there again; fewer pairs or
+        seeds are some of those that are there, and files may lie elsewhere with the same content.
         """
         free = {"methods", "environment", "model", "adapters", "adapter_digests", "suite", "limit"}
         lines = []
         left_out = [label for label in self.labels if label not in other.labels]
-        grown = self._grown(other)
-        free |= {*grown}
+        grown = _grown(self, other)
+        free |= {*grown, *_grown(other, self)}
         if grown and left_out:
-            nouns = " and ".join("pairs" if name == "cases" else name for name in grown)
+            nouns = " and ".join(_NOUNS[name] for name in grown)
             lines.append(
                 f"there are more {nouns}, which {few(left_out)} would lack (name every method that "
                 "is there already, too)"
@@ -257,7 +257,7 @@ class RunSpec:
         """
         added = tuple(method for method in other.methods if method.label not in self.labels)
         grown = dataclasses.replace(self, methods=self.methods + added)
-        names = self._grown(other)
+        names = _grown(self, other)
         if "seeds" in names:
             grown = dataclasses.replace(grown, seeds=other.seeds)
         if "cases" in names:
@@ -269,13 +269,32 @@ class RunSpec:
             )
         return grown
 
-    def _grown(self, other: "RunSpec") -> list[str]:
-        """Return of what `other` has all of this run and more: "cases", "seeds"."""
-        return [
-            name
-            for name in ("cases", "seeds")
-            if set(getattr(self, name)) < set(getattr(other, name))
-        ]
+    def resizing(self, other: "RunSpec") -> list[str]:
+        """Return a line for each way in which `other` asks for more than this run, or for less."""
+        lines = []
+        grown = _grown(self, other)
+        if "cases" in grown:
+            lines.append(f"{len(self.cases)} pairs become {len(other.cases)}")
+        if "seeds" in grown:
+            lines.append(
+                f"seeds {_spans(self.seeds)} become {_spans(other.seeds)}: pairs that are there "
+                "are drawn again, with all of them"
+            )
+        for name in _grown(other, self):
+            there, asked = (len(getattr(spec, name)) for spec in (self, other))
+            lines.append(
+                f"it has {there} {_NOUNS[name]}, and keeps them all, though only {asked} are asked "
+                "for"
+            )
+        return lines
+
+
+_NOUNS = {"cases": "pairs", "seeds": "seeds"}
+
+
+def _grown(one: RunSpec, other: RunSpec) -> list[str]:
+    """Return of what `other` has all that `one` has, and more: "cases", "seeds"."""
+    return [name for name in _NOUNS if set(getattr(one, name)) < set(getattr(other, name))]
 
 
 def read_schema(data: Mapping[str, Any], cls: type) -> dict[str, Any]:

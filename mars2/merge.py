@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from baselines.adapter import LowRankDelta
+from baselines.adapter import AdapterError, LowRankDelta
 from baselines.formats import check_spelling, read_lora, save_adapter, spooled
 from baselines.layers import match_layers
 from baselines.registry import parse_method
@@ -72,7 +72,13 @@ def merge_files(
     ]
     stored = _common_type(types) if dtype is None else getattr(torch, dtype)
     matched, changed = match_layers(adapters, layers)
-    merged = found(matched, seed=seed, **found.resolve(passed))
+    try:
+        merged = found(matched, seed=seed, **found.resolve(passed))
+    except AdapterError as error:
+        if len(files) == 1:
+            hint = "one file alone is converted by --method subject_only"
+            raise RunError(f"{error}; {hint}") from error
+        raise
     if not merged.deltas:
         raise RunError(f"{found.name} leaves the base model as it is: there is nothing to save")
     notes = {"layers": changed} if changed else {}
@@ -132,6 +138,6 @@ class _Truncation:
     def said(self) -> str:
         """A sentence for the metadata, once all updates are cut."""
         if self.after == self.before:
-            return f"to rank {self.rank} at most, which none of the layers passed"
+            return f"no layer, all are of rank {self.rank} or less"
         kept = f"{100 * self.after / self.before:.2f} %" if self.before else "all"
         return f"to rank {self.rank}, which keeps {kept} of the squared norm"

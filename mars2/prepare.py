@@ -6,7 +6,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -48,6 +48,12 @@ class Plan:
     def adapter_path(self, concept: str) -> Path:
         """Return where a concept's adapter lies."""
         return Path(self.spec.adapters) / f"{concept}.safetensors"
+
+    def within(self, run: RunSpec) -> "Plan":
+        """Return the plan of the same methods on all pairs and seeds of the run they belong to."""
+        digests = {**run.adapter_digests, **self.spec.adapter_digests}
+        spec = replace(self.spec, cases=run.cases, seeds=run.seeds, adapter_digests=digests)
+        return replace(self, spec=spec)
 
 
 def prepare(

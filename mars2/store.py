@@ -177,11 +177,13 @@ class RunStore:
     Attributes:
         folder: Where it lies.
         spec: What was run (`RunSpec`), or which images were scored (`ImagesSpec`).
+        notes: What a user should know who goes on with a run: of what it gets more, ...
     """
 
-    def __init__(self, folder: Path, spec: RunSpec | ImagesSpec) -> None:
+    def __init__(self, folder: Path, spec: RunSpec | ImagesSpec, notes: Sequence[str] = ()) -> None:
         self.folder = folder
         self.spec = spec
+        self.notes = tuple(notes)
         self._records = JsonLines(folder / "records.jsonl")
         self._costs = JsonLines(folder / "costs.jsonl")
 
@@ -189,8 +191,8 @@ class RunStore:
     def create(cls, folder: Path, spec: RunSpec | ImagesSpec, *, write: bool = True) -> "RunStore":
         """Return the store of a new run, or of the same run to go on with.
 
-        An existing run may get further methods and pairs; a folder of images is looked through
-        anew.
+        An existing run may get further methods, pairs and seeds, and keeps those that it has; a
+        folder of images is looked through anew.
 
         Args:
             folder: Where it lies, or will.
@@ -201,9 +203,10 @@ class RunStore:
             RunError: The folder holds a run that differs, or files of something else.
         """
         name = RUN_FILE if isinstance(spec, RunSpec) else IMAGES_FILE
+        notes: list[str] = []
         if isinstance(spec, RunSpec):
             if (folder / RUN_FILE).exists():
-                spec = _continued(folder, spec)
+                spec, notes = _continued(folder, spec)
             elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise RunError(f"{folder} exists and is no run folder; choose another --out")
         elif not (folder / IMAGES_FILE).exists():
@@ -214,7 +217,7 @@ class RunStore:
         if write:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / name, spec.to_json())
-        return cls(folder, spec)
+        return cls(folder, spec, notes)
 
     @classmethod
     def open(cls, folder: Path) -> "RunStore":
@@ -308,8 +311,8 @@ class RunStore:
         return list(last.values())
 
 
-def _continued(folder: Path, spec: RunSpec) -> RunSpec:
-    """Return the run in a folder with the methods, pairs and seeds of `spec` added.
+def _continued(folder: Path, spec: RunSpec) -> tuple[RunSpec, list[str]]:
+    """Return the run in a folder with the methods, pairs and seeds of `spec` added, and notes.
 
     A method that has drawn nothing yet, such as one whose code failed, is taken as it is now.
     """
@@ -329,7 +332,8 @@ def _continued(folder: Path, spec: RunSpec) -> RunSpec:
             f"{folder} holds a run with other settings: {few(differences, '; ')}. Choose another "
             f"--out, or give the old settings again ({folder / RUN_FILE} has them all)"
         )
-    return there.grown_to(spec)
+    notes = [f"the run in {folder}: {line}" for line in there.resizing(spec)]
+    return there.grown_to(spec), notes
 
 
 def _read_run(path: Path) -> RunSpec:

@@ -1,5 +1,6 @@
 """What commands that draw or train do: check the plan, show it, carry it out."""
 
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from benchmark_data.suite import Suite
 from mars2.cli.measuring import Scoring, check_scoring, fetch_models, find_model
 from mars2.cli.progress import progress
 from mars2.cli.threads import fit_threads
-from mars2.job import Choices, RunError, plan
+from mars2.job import Choices, RunError, RunSpec, plan
 from mars2.store import RunStore
 
 if TYPE_CHECKING:  # they import torch or much else, which `--help` has no time for
@@ -24,9 +25,9 @@ def show_plan(suite: str, choices: Choices, out: Path, scoring: Scoring | None =
     from mars2.run import rehearse, unfinished
 
     run_plan = checked_plan(suite, choices, scoring)
+    store, run_plan = _open(run_plan, out, write=False)
     spec = run_plan.spec
     jobs = plan(spec)
-    store = RunStore.create(out, spec, write=False)
     rehearse(run_plan, store)
     todo = {job.id for job in unfinished(store, jobs)}
     print(f"suite   {spec.suite} {spec.suite_revision}, split {spec.split}")
@@ -49,6 +50,15 @@ def checked_plan(suite: str, choices: Choices, scoring: Scoring | None) -> "Plan
         settings = scoring.settings(loaded)
         checks = [partial(find_model, name, settings) for name in scoring.names]
     return prepare(suite, loaded, choices, scored=scoring is not None, checks=checks)
+
+
+def _open(run_plan: "Plan", out: Path, *, write: bool = True) -> "tuple[RunStore, Plan]":
+    """Return the store of a run, and its plan with the pairs and seeds that the run has."""
+    store = RunStore.create(out, run_plan.spec, write=write)
+    for note in store.notes:
+        sys.stderr.write(f"mars2: {note}\n")
+    run = store.spec
+    return store, run_plan.within(run) if isinstance(run, RunSpec) else run_plan
 
 
 def generate(
@@ -93,7 +103,7 @@ def carry_out(
 
     if scoring is not None:
         fetch_models(run_plan.suite, scoring)
-    store = RunStore.create(out, run_plan.spec)
+    store, run_plan = _open(run_plan, out)
     planned = plan(run_plan.spec)
     jobs = unfinished(store, planned)
     merges = unsaved(run_plan, store) if save_adapters else []

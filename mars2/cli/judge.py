@@ -20,6 +20,7 @@ from mars2.cli.options import (
     Prompts,
     SuiteName,
 )
+from mars2.cli.printing import make_console
 from mars2.cli.progress import progress
 
 app = typer.Typer(no_args_is_help=True, help="Examine a judge, or convert it.")
@@ -93,17 +94,24 @@ def check(
         ),
     ] = None,
     cache: Cache = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all and count the questions; ask none.")
+    ] = False,
 ) -> None:
     """Ask a judge what is known of a suite's references, and how often it errs.
 
     Reports of runs that this judge scored then correct for it the shares of single answers.
     """
-    from rich.console import Console
-
     from benchmark_data.load import load_suite
     from mars2.controls import controls_path, write_controls
     from mars2.judge_check import check_judge, plan_controls
-    from mars2.judges import TEMPLATES, ServerSettings, load_judge, load_templates
+    from mars2.judges import (
+        TEMPLATES,
+        ServerSettings,
+        identify_judge,
+        load_judge,
+        load_templates,
+    )
     from mars2.report import print_table
     from mars2.report.tables import controls_table
 
@@ -113,22 +121,24 @@ def check(
     server = ServerSettings(
         base_url or "", judge_timeout, judge_concurrency, judge_retries, judge_temperature
     )
-    threads.fit_threads(judge or loaded.models.judge)
-    asked = load_judge(
-        judge or loaded.models.judge,
-        dtype=dtype,
-        device=device,
-        layout=layout,
-        server=server,
-        cache=cache,
-    )
+    name = judge or loaded.models.judge
+    if dry_run:
+        found = identify_judge(name, dtype=dtype, device=device, layout=layout, server=server)
+        print(f"judge   {found or name}")
+        for aspect in ("subject", "style"):
+            asked_of = [one for one in questions if one.aspect == aspect]
+            concepts = len({one.concept for one in asked_of})
+            print(f"{aspect:7} {len(asked_of)} questions, of {concepts} {aspect}s")
+        return
+    threads.fit_threads(name)
+    asked = load_judge(name, dtype=dtype, device=device, layout=layout, server=server, cache=cache)
     with progress("check", unit="question", total=len(questions)) as bar:
 
         def show(answered: int) -> None:
             bar.update(answered)
 
         controls = check_judge(asked, loaded, templates, questions, progress=show)
-    print_table(controls_table(controls), Console())
+    print_table(controls_table(controls), make_console())
     path = out or controls_path(controls.judge, controls.suite_revision)
     if out or not split:  # a part must not take the place of the whole
         write_controls(controls, path)

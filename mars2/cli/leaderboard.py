@@ -121,7 +121,10 @@ def check(
     from mars2.store import RUN_FILE
 
     if (path / RUN_FILE).exists():
-        raise RunError(f"{path} is a run: `mars2 leaderboard add {path}` makes entries of it")
+        raise RunError(
+            f"{path} is a run: `mars2 leaderboard add {path} --dry-run` checks it, and "
+            "without --dry-run makes entries of it"
+        )
     if (rejudge > 0) != (run is not None):
         raise RunError("--rejudge N and --run FOLDER go together: give both or neither")
     finder = _Finder(suite or ())

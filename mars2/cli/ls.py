@@ -38,11 +38,18 @@ def metrics() -> None:
 
 @app.command()
 def judges() -> None:
-    """List the judges."""
+    """List the judges, and those of the suites."""
+    from benchmark_data.load import load_suite, suite_names
     from mars2.judges import JUDGES
 
     for name in JUDGES.names():
         print(f"{name:<20} {_first_line(JUDGES.get(name))}")
+    chosen: dict[str, list[str]] = {}
+    for name in suite_names():
+        chosen.setdefault(load_suite(name).models.judge, []).append(name)
+    print("\nA judge is named with its model, --judge NAME:MODEL. Left out, it is the suite's:")
+    for judge, names in chosen.items():
+        print(f"{judge}  of {', '.join(names)}")
 
 
 def _first_line(value: object) -> str:

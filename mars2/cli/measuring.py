@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from benchmark_data.suite import Suite
+from mars2.cli.printing import make_console
 from mars2.cli.progress import progress
 from mars2.cli.threads import fit_threads, size_of
 from mars2.job import RunError
@@ -323,8 +324,6 @@ def report(
         controls: Files of `mars2 judge check`; None: those in the user's cache, if there are any.
         brief: Print the first table only; the page has them all.
     """
-    from rich.console import Console
-
     from benchmark_data.suite import SuiteError
     from mars2.controls import find_controls, read_controls
     from mars2.references import find_references
@@ -342,6 +341,6 @@ def report(
     )
     summary = summarise(store, known)
     paths = write_report(store, summary, references=references)
-    terminal_table(summary, Console(), brief=brief)
+    terminal_table(summary, make_console(), brief=brief)
     for path in (paths.scores, paths.grid, paths.html):
         print(path)

@@ -24,6 +24,7 @@ from mars2.cli.options import (
     SuiteName,
     parse_dtype,
 )
+from mars2.cli.printing import PROSE, make_console
 from mars2.cli.progress import progress
 from mars2.job import RunError
 from mars2.store import RunStore
@@ -110,19 +111,18 @@ def _suite_of(store: RunStore, suite: str | None) -> str:
 
 def show_result(result: Any, folder: Path) -> None:
     """Print and write a `mars2.studies.result.Result`, whose module imports matplotlib."""
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from mars2.report import print_table
     from mars2.studies.result import write
 
-    console = Console()
+    console = make_console()
     said: set[str] = set()
     for sheet in result.sheets:
         if sheet.shown:
             print_table(sheet.table(), console, said)
     for paragraph in result.text.split("\n\n"):
-        console.print(Markdown(paragraph))
+        console.print(Markdown(paragraph), width=min(PROSE, console.width))
         console.print()
     write(result, folder)
     print(folder)

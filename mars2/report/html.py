@@ -123,7 +123,7 @@ def findings(summary: Summary) -> list[str]:
     named = f"{', '.join(first[:-1])} and {first[-1]}" if len(first) > 1 else best.label
     lines = [f"{'Best' if len(summary.methods) > 1 else 'Scored'}: {named}, {told}."]
     if others and len(set(values.values())) == 1:
-        lines = [f"No method is the best, all are alike: {told}."]
+        lines = [f"No method is the best, each comes to the same: {told}."]
     elif others and len(summary.cases) < 2:
         lines.append("One pair tells no two methods apart.")
     elif same:

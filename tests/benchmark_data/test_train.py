@@ -183,6 +183,17 @@ def test_a_unet_with_more_layers_computes_the_same(monkeypatch: pytest.MonkeyPat
     assert all(torch.equal(value, again[name]) for name, value in large.state_dict().items())
 
 
+def test_half_of_what_a_refinement_learns_from_is_what_was_lacking() -> None:
+    rng = np.random.default_rng(4)
+    drawn = [base.look_to_refine(rng) for _ in range(3000)]
+    held_out = {style.look for style in STYLES.values()}
+    assert not held_out & {*drawn}
+    total = sum(base.LACKING.values())
+    for key, lacking in base.LACKING.items():
+        share = np.mean([(look.family, look.texture) == key for look in drawn])
+        assert share == pytest.approx(lacking / total, abs=0.03)
+
+
 def test_a_refined_pipeline_keeps_its_text_encoders(
     out_with_autoencoder: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from benchmark_data.load import load_suite
 from mars2.cli import PUBLIC_ERRORS, main
 from mars2.cli.measuring import Scoring
 from mars2.cli.options import parse_seeds
+from mars2.controls import read_controls
 from mars2.job import Choices, RunError
 from mars2.run import load_denoiser
 from mars2.store import RunStore
@@ -273,11 +274,12 @@ def test_a_small_run_grows_into_the_whole(cli: Cli, world, tmp_path: Path) -> No
     arguments += ("--metrics", "mars2", "--method", "average")
     assert cli(*arguments, "--limit", "2")[0] == 0
     first = _contents(out / "images")
+    grows = f"mars2: the run in {out}: 2 pairs become 4\n"
     code, said, error = cli(*arguments, "--dry-run")
-    assert (code, error) == (0, "")
+    assert (code, error) == (0, grows)
     assert "4 jobs, 2 to do" in said
     code, said, error = cli(*arguments)
-    assert (code, error) == (0, "")
+    assert (code, error) == (0, grows)
     assert "4 pairs" in said
     images = _contents(out / "images")
     assert {path: images[path] for path in first} == first
@@ -285,9 +287,14 @@ def test_a_small_run_grows_into_the_whole(cli: Cli, world, tmp_path: Path) -> No
     whole = tmp_path / "whole"
     assert cli(*(whole if one == out else one for one in arguments))[0] == 0
     assert list(_contents(whole / "images").values()) == list(images.values())
-    code, _, error = cli(*arguments, "--limit", "2")
-    assert code == 2
-    assert "pairs were 4, now 2" in error
+    code, said, error = cli(*arguments, "--limit", "2", "--method", "direct_sum")
+    assert (code, error) == (
+        0,
+        f"mars2: the run in {out}: it has 4 pairs, and keeps them all, though only 2 are asked "
+        "for\n",
+    )
+    assert "4 pairs" in said
+    assert len(_contents(out / "images")) == 2 * len(images)  # of the new method on all pairs
     seeds = tmp_path / "seeds"
     arguments = [seeds if one == out else one for one in arguments]
     assert cli(*arguments, "--seeds", "0")[0] == 0
@@ -297,7 +304,11 @@ def test_a_small_run_grows_into_the_whole(cli: Cli, world, tmp_path: Path) -> No
     costs = (seeds / "costs.jsonl").read_text().splitlines()
     assert len(costs) == 8
     assert len(RunStore.open(seeds).costs()) == 4  # of the jobs with all seeds
-    assert "seeds" in cli(*arguments, "--seeds", "0")[2]
+    before = _contents(seeds)
+    code, _, error = cli(*arguments, "--seeds", "0")  # all that it asks for is there
+    assert (code, "keeps them all" in error) == (0, True)
+    assert list(_contents(seeds / "images").values()) == list(_contents(whole / "images").values())
+    assert (seeds / "costs.jsonl").read_bytes() == before[seeds / "costs.jsonl"]
 
 
 def test_all_that_a_run_lacks_is_told_at_once(
@@ -566,7 +577,7 @@ def test_the_learning_rate_may_fall(cli: Cli, world, tmp_path: Path) -> None:
         ("methods", ("direct_sum", "average", "ziplora", "steps=", "base", "lorarar")),
         ("suites", ("miniworld", "lorarar", "test 25")),
         ("metrics", ("mars2", "clip", "dino")),
-        ("judges", ("llava_onevision", "scripted")),
+        ("judges", ("llava_onevision", "scripted", "miniworld/weights/critic  of miniworld")),
     ],
 )
 def test_listings(cli: Cli, what: str, words: tuple[str, ...]) -> None:
@@ -574,6 +585,24 @@ def test_listings(cli: Cli, what: str, words: tuple[str, ...]) -> None:
     assert code == 0
     for word in words:
         assert word in said
+
+
+def test_tables_in_a_pipe_are_whole(
+    cli: Cli, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    out = tmp_path / "run"
+    arguments = ("run", "--suite", world.suite, "--out", out, "--device", "cpu", "--limit", "1")
+    code, said, _ = cli(*arguments, "--metrics", "mars2", "--method", "average")
+    assert code == 0
+    assert "more columns" not in said
+    heading = next(line for line in said.splitlines() if "method" in line)
+    assert {"MARS2", "best", "merge", "image"} <= {*heading.split()}
+    assert len(heading) > 80
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = cli("report", out)[1]
+    tables = [line for line in narrow.splitlines() if "─" in line or "average" in line]
+    assert max(map(len, tables)) <= 80
 
 
 def test_references_are_listed(cli: Cli, world) -> None:
@@ -605,6 +634,9 @@ def test_a_judge_is_checked_and_reports_are_corrected_by_it(
     assert code == 0
     assert "Corrected" not in said
     # cat: 2 yes of 2; no of 4 against dog and fox; dog and fox: the cat's images are a false yes
+    code, planned, error = cli("judge", "check", "--suite", world.suite, "--dry-run")
+    assert (code, error) == (0, "")
+    assert not list((tmp_path / "cache").rglob("controls/*"))
     code, said, error = cli("judge", "check", "--suite", world.suite)
     assert (code, error) == (0, "")
     assert "subject: sensitivity 100%" in said
@@ -614,6 +646,18 @@ def test_a_judge_is_checked_and_reports_are_corrected_by_it(
     own = tmp_path / "own.json"
     assert cli("judge", "check", "--suite", world.suite, "--out", own)[0] == 0
     assert own.read_bytes() == path.read_bytes()
+    asked = read_controls(own).tallies.items()
+    for (aspect, tallies), line in zip(asked, planned.splitlines()[1:], strict=True):
+        answered = sum(tally.yes + tally.no for tally in tallies)
+        concepts = len({tally.concept for tally in tallies})
+        assert line.split() == [
+            aspect,
+            str(answered),
+            "questions,",
+            "of",
+            str(concepts),
+            f"{aspect}s",
+        ]
     part = cli("judge", "check", "--suite", world.suite, "--split", "test")[1]
     assert "specificity 50%" in part
     assert str(path) not in part

@@ -137,9 +137,28 @@ def test_differences_of_a_methods_file_are_short() -> None:
 
 def test_differences_of_pairs_name_those_that_are_gone() -> None:
     spec = make_spec()
-    few = make_spec(cases=spec.cases[:1])
-    (line,) = spec.differences(few)
-    assert line == f"pairs were {len(spec.cases)}, now 1 (without {spec.cases[1].id})"
+    other = PlannedCase("fox_ink", "fox", "ink", "a fox in ink style")
+    digests = {**spec.adapter_digests, "fox": spec.adapter_digests["cat"]}
+    moved = make_spec(cases=(spec.cases[0], other), adapter_digests=digests)
+    (line,) = spec.differences(moved)
+    assert line == f"pairs were 2, now 2 (without {spec.cases[1].id}, and new: fox_ink)"
+
+
+def test_fewer_pairs_and_seeds_are_of_those_that_are_there() -> None:
+    whole = make_spec(seeds=(0, 1, 3))
+    few = make_spec(cases=whole.cases[:1], seeds=(1,), limit=1)
+    assert whole.differences(few) == []
+    assert whole.grown_to(few) == whole
+    assert whole.resizing(few) == [
+        "it has 2 pairs, and keeps them all, though only 1 are asked for",
+        "it has 3 seeds, and keeps them all, though only 1 are asked for",
+    ]
+    others = make_spec(seeds=(1, 2))
+    assert whole.differences(others) == ["seeds was 0-1,3, now 1-2"]
+    more_and_less = make_spec(cases=whole.cases[:1], seeds=(0, 1, 3))
+    assert more_and_less.grown_to(make_spec(seeds=(1,))) == whole
+    assert more_and_less.resizing(whole) == ["1 pairs become 2"]
+    assert few.resizing(whole)[1].startswith("seeds 1 become 0-1,3: pairs that are there are drawn")
 
 
 def test_differences_name_field_and_both_values() -> None:
@@ -183,7 +202,6 @@ def test_seeds_may_be_added_for_all_methods() -> None:
     assert few_seeds.differences(more) == []
     assert few_seeds.grown_to(more) == more
     assert not {job.id for job in plan(few_seeds)} & {job.id for job in plan(more)}
-    assert more.differences(few_seeds) == ["seeds was 0,3, now 3"]
     fewer = make_spec(methods=more.methods[:1], seeds=(0, 3))
     assert few_seeds.differences(fewer) == [
         "there are more seeds, which sum:w=0.5 would lack (name every method that is there "

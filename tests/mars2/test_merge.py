@@ -88,7 +88,7 @@ def test_truncation_keeps_the_largest_part_and_says_how_much(
 
 def test_a_rank_that_no_layer_passes_truncates_nothing(files: list[Path], tmp_path: Path) -> None:
     said = merge_files(files, tmp_path / "out.safetensors", method="average", rank=60)
-    assert said[1] == "truncated: to rank 60 at most, which none of the layers passed"
+    assert said[1] == "truncated: no layer, all are of rank 60 or less"
     whole = merge_files(files, tmp_path / "whole.safetensors", method="average")
     assert not any("truncated" in line for line in whole)
     merged, expected = (

@@ -323,7 +323,7 @@ def test_where_all_are_equal_none_is_the_best(build: Build, right: bool):
     summary = summarise(store)
     table = mars2_table(summary, fake.JUDGE)
     assert not any(cell.best for row in table.rows for cell in row.cells)
-    assert findings(summary)[0].startswith("No method is the best, all are alike: ")
+    assert findings(summary)[0].startswith("No method is the best, each comes to the same: ")
 
 
 def test_table_marks_the_best_of_each_column(by_hand):

@@ -228,9 +228,27 @@ def test_a_manifest_says_which_pair(world, folder: Path) -> None:
     ]
 
 
+def test_a_manifest_without_seeds_numbers_images_as_their_folders_do(world, folder: Path) -> None:
+    (folder / "cat_ink/0.png").rename(folder / "cat_ink/7.png")
+    listed = "cat_ink/7.png,cat,ink\ncat_ink/1.png,cat,ink\n"
+    spec = manifest(world, folder, f"image,subject,style\n{listed}")
+    by_folder = matched(world, folder)
+    of_pair = [image for image in by_folder.images if image.case == "cat_ink"]
+    assert [(i.seed, i.file) for i in spec.images] == [(i.seed, i.file) for i in of_pair]
+    assert [image.seed for image in of_pair] == [1, 7]
+    (folder / "cat_ink/7.png").rename(folder / "cat_ink/last.png")
+    listed = "cat_ink/last.png,cat,ink\ncat_ink/1.png,cat,ink\n"
+    spec = manifest(world, folder, f"image,subject,style\n{listed}")
+    assert [Path(image.file).stem for image in spec.images] == ["last", "1"]  # in the list's order
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (
+            "image,subject,style,seed\ncat_ink/0.png,cat,ink,3\ncat_ink/1.png,cat,ink,\n",
+            "line 3: it has no seed, which other images of mine, cat, ink have",
+        ),
         ("image,subject\na,b\n", r"columns \['image', 'subject'\]; it needs image, subject, style"),
         ("image,subject,style,sead\na,b,c,1\n", "sead"),
         ("image,subject,style\n", "lists no images"),
