@@ -309,8 +309,10 @@ def test_refuses_unknown_methods_judges_and_folders_of_images(cli: Cli, here: Pa
     assert "no folder" in cli("leaderboard", "check", "nowhere")[2]
     code, _, said = cli("leaderboard", "check", "run")
     assert (code, said) == (
-        2, "mars2: run is a run: `mars2 leaderboard add run` makes entries of it\n"
-    )  # fmt: skip
+        2,
+        "mars2: run is a run: `mars2 leaderboard add run --dry-run` checks it, and without "
+        "--dry-run makes entries of it\n",
+    )
 
 
 def test_a_changed_suite_refuses_the_entries(cli: Cli, here: Path) -> None:
