@@ -71,24 +71,31 @@ def match_folder(
         raise RunError(
             f"{folder} has pairs of several splits ({', '.join(splits)}): give one with --split"
         )
-    others = "" if partial else uneven(found, suite.cases[splits[0]])
+    others = "" if partial else uneven(found, [case.id for case in suite.cases[splits[0]]])
     if others:
         raise RunError(f"{others}; mend that, or give --partial to score what is there")
     return ImagesSpec(str(folder), tuple(found), suite_name, suite.revision, splits[0])
 
 
 def read_manifest(
-    manifest: Path, folder: Path, suite_name: str, suite: Suite, *, out: Path
+    manifest: Path,
+    folder: Path,
+    suite_name: str,
+    suite: Suite,
+    *,
+    out: Path,
+    partial: bool = False,
 ) -> ImagesSpec:
     """Return the images a CSV file lists.
 
     Its columns are image, subject, style and, if wanted, method, seed and prompt; paths are
     relative to `folder`, subject and style are concept ids of the suite. Without a seed the images
-    of a pair are numbered as `match_folder` does, by their names or in order.
+    of a pair are numbered as `match_folder` does, by their names or in order. Pairs that it lists
+    may have unequal numbers of images, or lack some methods', only if they may be `partial`.
 
     Raises:
         RunError: An unknown column or concept, a missing image, an image or seed given twice, seeds
-            of some images of a pair alone.
+            of some images of a pair alone, or images that are not complete and need be.
     """
     rows = _read_rows(manifest)
     seeds = _manifest_seeds(manifest, folder, rows)
@@ -115,6 +122,9 @@ def read_manifest(
         prompt = row.get("prompt") or (case.prompt if case else None)
         found.append(FoundImage(method, case_id, seed, file, subject, style, prompt))
     found.sort(key=lambda image: (image.method, image.case, image.seed))
+    others = "" if partial else uneven(found, sorted({image.case for image in found}))
+    if others:
+        raise RunError(f"{manifest}: {others}; mend that, or give --partial to score what it lists")
     return ImagesSpec(str(folder), tuple(found), suite_name, suite.revision)
 
 
@@ -254,14 +264,14 @@ def _with_seeds(files: Sequence[Path]) -> list[tuple[int, Path]]:
     return list(enumerate(files))
 
 
-def uneven(found: Sequence[FoundImage], cases: Sequence[Case]) -> str:
+def uneven(found: Sequence[FoundImage], cases: Sequence[str]) -> str:
     """Say which pairs, by method, have fewer or more images than most; "" if all have as many.
 
     Such as `images are missing: ties/cat_ink (3 of 10)`. Of two numbers that are as frequent the
     larger is the usual one.
     """
     methods = dict.fromkeys(image.method for image in found)
-    counts = {(method, case.id): 0 for method in methods for case in cases}
+    counts = {(method, case): 0 for method in methods for case in cases}
     for image in found:
         counts[image.method, image.case] += 1
     often = Counter(count for count in counts.values() if count)

@@ -274,17 +274,16 @@ class RunSpec:
         lines = []
         grown = _grown(self, other)
         if "cases" in grown:
-            lines.append(f"{len(self.cases)} pairs become {len(other.cases)}")
+            lines.append(f"pairs grow from {len(self.cases)} to {len(other.cases)}")
         if "seeds" in grown:
             lines.append(
-                f"seeds {_spans(self.seeds)} become {_spans(other.seeds)}: pairs that are there "
-                "are drawn again, with all of them"
+                f"seeds grow from {_spans(self.seeds)} to {_spans(other.seeds)}: pairs that are "
+                "there are drawn again, with all of them"
             )
         for name in _grown(other, self):
             there, asked = (len(getattr(spec, name)) for spec in (self, other))
             lines.append(
-                f"it has {there} {_NOUNS[name]}, and keeps them all, though only {asked} are asked "
-                "for"
+                f"it keeps all of its {there} {_NOUNS[name]}, though fewer are asked for ({asked})"
             )
         return lines
 

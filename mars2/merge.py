@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from baselines.adapter import AdapterError, LowRankDelta
+from baselines.adapter import LowRankDelta
 from baselines.formats import check_spelling, read_lora, save_adapter, spooled
 from baselines.layers import match_layers
 from baselines.registry import parse_method
 from benchmark_data.references import file_digest
 from mars2 import __version__
-from mars2.job import RunError
+from mars2.job import CONTROLS, RunError
 
 
 def merge_files(
@@ -65,6 +65,11 @@ def merge_files(
     for path in files:
         if not path.is_file():
             raise RunError(f"there is no LoRA file {path}")
+    if len(files) == 1 and found.name not in CONTROLS:
+        raise RunError(
+            f"{found.name} merges a subject's file and a style's, and there is one file; "
+            "--method subject_only converts one"
+        )
     stored_files = [read_lora(path) for path in files]
     types = {dtype for file in stored_files for dtype in file.dtypes}
     adapters = [
@@ -72,13 +77,7 @@ def merge_files(
     ]
     stored = _common_type(types) if dtype is None else getattr(torch, dtype)
     matched, changed = match_layers(adapters, layers)
-    try:
-        merged = found(matched, seed=seed, **found.resolve(passed))
-    except AdapterError as error:
-        if len(files) == 1:
-            hint = "one file alone is converted by --method subject_only"
-            raise RunError(f"{error}; {hint}") from error
-        raise
+    merged = found(matched, seed=seed, **found.resolve(passed))
     if not merged.deltas:
         raise RunError(f"{found.name} leaves the base model as it is: there is nothing to save")
     notes = {"layers": changed} if changed else {}

@@ -124,6 +124,7 @@ def check(
     name = judge or loaded.models.judge
     if dry_run:
         found = identify_judge(name, dtype=dtype, device=device, layout=layout, server=server)
+        print(f"suite   {loaded.name} {loaded.revision}")
         print(f"judge   {found or name}")
         for aspect in ("subject", "style"):
             asked_of = [one for one in questions if one.aspect == aspect]

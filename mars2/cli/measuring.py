@@ -205,12 +205,14 @@ def open_images(
         )
     loaded = load_suite(suite)
     if manifest:
-        listed = read_manifest(manifest, folder, suite, loaded, out=out)
-        return RunStore.create(out, listed, write=write)
-    matched = match_folder(folder, suite, loaded, out=out, split=split, partial=partial)
-    if others := uneven(matched.images, loaded.cases[matched.split]):
+        listed = read_manifest(manifest, folder, suite, loaded, out=out, partial=partial)
+        pairs = sorted({image.case for image in listed.images})
+    else:
+        listed = match_folder(folder, suite, loaded, out=out, split=split, partial=partial)
+        pairs = [case.id for case in loaded.cases[listed.split]]
+    if others := uneven(listed.images, pairs):
         sys.stderr.write(f"mars2: {others}; the rates are those of the images that are there\n")
-    return RunStore.create(out, matched, write=write)
+    return RunStore.create(out, listed, write=write)
 
 
 def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[str]:

@@ -40,7 +40,10 @@ def score(
     ] = None,
     manifest: Annotated[
         Path | None,
-        typer.Option(help="CSV of image, subject, style [, method, seed, prompt], by concept id."),
+        typer.Option(
+            help="CSV of image, subject, style [, method, seed, prompt], by concept id; without a "
+            "seed images are numbered by their names."
+        ),
     ] = None,
     subject_refs: Annotated[
         Path | None, typer.Option(help="For one pair: folder of the subject's reference images.")

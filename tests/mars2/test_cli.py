@@ -274,7 +274,7 @@ def test_a_small_run_grows_into_the_whole(cli: Cli, world, tmp_path: Path) -> No
     arguments += ("--metrics", "mars2", "--method", "average")
     assert cli(*arguments, "--limit", "2")[0] == 0
     first = _contents(out / "images")
-    grows = f"mars2: the run in {out}: 2 pairs become 4\n"
+    grows = f"mars2: the run in {out}: pairs grow from 2 to 4\n"
     code, said, error = cli(*arguments, "--dry-run")
     assert (code, error) == (0, grows)
     assert "4 jobs, 2 to do" in said
@@ -290,8 +290,7 @@ def test_a_small_run_grows_into_the_whole(cli: Cli, world, tmp_path: Path) -> No
     code, said, error = cli(*arguments, "--limit", "2", "--method", "direct_sum")
     assert (code, error) == (
         0,
-        f"mars2: the run in {out}: it has 4 pairs, and keeps them all, though only 2 are asked "
-        "for\n",
+        f"mars2: the run in {out}: it keeps all of its 4 pairs, though fewer are asked for (2)\n",
     )
     assert "4 pairs" in said
     assert len(_contents(out / "images")) == 2 * len(images)  # of the new method on all pairs
@@ -306,7 +305,7 @@ def test_a_small_run_grows_into_the_whole(cli: Cli, world, tmp_path: Path) -> No
     assert len(RunStore.open(seeds).costs()) == 4  # of the jobs with all seeds
     before = _contents(seeds)
     code, _, error = cli(*arguments, "--seeds", "0")  # all that it asks for is there
-    assert (code, "keeps them all" in error) == (0, True)
+    assert (code, "keeps all of its 2 seeds" in error) == (0, True)
     assert list(_contents(seeds / "images").values()) == list(_contents(whole / "images").values())
     assert (seeds / "costs.jsonl").read_bytes() == before[seeds / "costs.jsonl"]
 
@@ -647,7 +646,7 @@ def test_a_judge_is_checked_and_reports_are_corrected_by_it(
     assert cli("judge", "check", "--suite", world.suite, "--out", own)[0] == 0
     assert own.read_bytes() == path.read_bytes()
     asked = read_controls(own).tallies.items()
-    for (aspect, tallies), line in zip(asked, planned.splitlines()[1:], strict=True):
+    for (aspect, tallies), line in zip(asked, planned.splitlines()[2:], strict=True):
         answered = sum(tally.yes + tally.no for tally in tallies)
         concepts = len({tally.concept for tally in tallies})
         assert line.split() == [

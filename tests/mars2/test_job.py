@@ -150,15 +150,15 @@ def test_fewer_pairs_and_seeds_are_of_those_that_are_there() -> None:
     assert whole.differences(few) == []
     assert whole.grown_to(few) == whole
     assert whole.resizing(few) == [
-        "it has 2 pairs, and keeps them all, though only 1 are asked for",
-        "it has 3 seeds, and keeps them all, though only 1 are asked for",
+        "it keeps all of its 2 pairs, though fewer are asked for (1)",
+        "it keeps all of its 3 seeds, though fewer are asked for (1)",
     ]
     others = make_spec(seeds=(1, 2))
     assert whole.differences(others) == ["seeds was 0-1,3, now 1-2"]
     more_and_less = make_spec(cases=whole.cases[:1], seeds=(0, 1, 3))
     assert more_and_less.grown_to(make_spec(seeds=(1,))) == whole
-    assert more_and_less.resizing(whole) == ["1 pairs become 2"]
-    assert few.resizing(whole)[1].startswith("seeds 1 become 0-1,3: pairs that are there are drawn")
+    assert more_and_less.resizing(whole) == ["pairs grow from 1 to 2"]
+    assert few.resizing(whole)[1].startswith("seeds grow from 1 to 0-1,3: pairs that are")
 
 
 def test_differences_name_field_and_both_values() -> None:

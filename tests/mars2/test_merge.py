@@ -174,6 +174,8 @@ def test_refusals(
         merge_files(files, out, **{"method": "direct_sum", **options})
     with pytest.raises(RunError, match=r"there is no LoRA file .*nowhere"):
         merge_files([tmp_path / "nowhere"], out, method="direct_sum")
+    with pytest.raises(RunError, match="there is one file; --method subject_only converts one"):
+        merge_files(files[:1], out, method="average")
     assert not out.exists()
 
 

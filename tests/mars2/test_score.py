@@ -159,7 +159,10 @@ def test_what_a_partial_folder_lacks_is_told(
     (folder / "dog_oil/1.png").unlink()
     suite = load_suite(world.suite)
     found = matched(world, folder, partial=True)
-    assert uneven(found.images, suite.cases["test"]) == "images are missing: mine/dog_oil (1 of 2)"
+    assert (
+        uneven(found.images, [case.id for case in suite.cases["test"]])
+        == "images are missing: mine/dog_oil (1 of 2)"
+    )
     open_images(
         folder,
         suite=world.suite,
@@ -189,11 +192,12 @@ def test_results_are_no_images_of_the_folder(world, folder: Path) -> None:
     assert matched(world, folder) == first
 
 
-def manifest(world, folder: Path, text: str) -> ImagesSpec:
+def manifest(world, folder: Path, text: str, *, partial: bool = True) -> ImagesSpec:
     path = folder / "list.csv"
     path.write_text(text)
     out = folder / "mars2-scores"
-    return read_manifest(path, folder, world.suite, load_suite(world.suite), out=out)
+    suite = load_suite(world.suite)
+    return read_manifest(path, folder, world.suite, suite, out=out, partial=partial)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +230,16 @@ def test_a_manifest_says_which_pair(world, folder: Path) -> None:
         ("mine", "cat_ink", 0, "my words"),
         ("mine", "fox_oil", 0, None),
     ]
+
+
+def test_a_manifest_lists_as_many_images_of_each_pair_or_is_partial(world, folder: Path) -> None:
+    header, rows = "image,subject,style\n", ["cat_ink/0.png,cat,ink", "dog_oil/0.png,dog,oil"]
+    whole = header + "\n".join(rows)
+    assert len(manifest(world, folder, whole, partial=False).images) == 2  # not all of the suite
+    more = f"{whole}\ncat_ink/1.png,cat,ink\n"
+    with pytest.raises(RunError, match=r"missing: mine/dog_oil \(1 of 2\); mend that, or give"):
+        manifest(world, folder, more, partial=False)
+    assert len(manifest(world, folder, more).images) == 3
 
 
 def test_a_manifest_without_seeds_numbers_images_as_their_folders_do(world, folder: Path) -> None:
