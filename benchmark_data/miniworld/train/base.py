@@ -61,8 +61,9 @@ LACKING = {
     ("oil", "swirl"): 0.58,
     ("chalk", "hatched"): 0.25,
 }
-"""Family and texture: in how many pictures the seventh version's base did not draw what the caption
-asked for, where that was a quarter or more. Half of what a refinement learns from is chosen so."""
+"""Family and texture: share of pictures in which the seventh version's base did not draw what the
+caption asked for, where that was a quarter or more (12 captions each, read by the classifier of
+`measure`). Half of what a refinement learns from is chosen so."""
 LITTLE_NOISE, REFINED = 500, 0.75  # timesteps below which a refinement draws so much of its images
 DROPPED = 0.1  # share of images whose caption is left out, for classifier-free guidance
 
