@@ -25,8 +25,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
     "did you mean 'steps'? There are: steps, lr"
     """
     names = list(names)
-    near = get_close_matches(name, names, n=1)
-    return (f"did you mean {near[0]!r}? There are: " if near else "there are: ") + (
+    spellings = {one.lower(): one for one in names}
+    near = get_close_matches(name.lower(), spellings, n=1)
+    return (f"did you mean {spellings[near[0]]!r}? There are: " if near else "there are: ") + (
         ", ".join(names) or "none"
     )
 

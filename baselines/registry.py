@@ -235,6 +235,10 @@ def _known(name: str) -> MergeMethod:
     try:
         return METHODS.get(name)
     except PluginError as error:
+        if name and Path(f"{name}.py").is_file():
+            raise PluginError(
+                f"there is no method {name!r}; the one in {name}.py is written ./{name}.py:{name}"
+            ) from error
         raise PluginError(
             f"{error}; one of your own is written FILE.py:{name or 'NAME'}"
         ) from error

@@ -31,8 +31,8 @@ def lorarar(
     """
     if not checkpoint:
         raise AdapterError(
-            "lorarar needs a hypernetwork: pass lorarar:checkpoint=FILE, or use a suite that "
-            "ships one"
+            "lorarar needs a hypernetwork: pass lorarar:checkpoint=FILE (`mars2 train hypernet` "
+            "makes one); runs of a suite that ships one need none"
         )
     if len(adapters) != 2:
         raise AdapterError(f"lorarar merges a subject and a style, not {len(adapters)} adapters")

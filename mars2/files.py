@@ -51,6 +51,13 @@ class JsonLines:
             file.flush()
             os.fsync(file.fileno())
 
+    def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows in the place of those there are, atomically."""
+        temporary = JsonLines(self.path.with_name(f".{self.path.name}.tmp"))
+        temporary.path.unlink(missing_ok=True)
+        temporary.append(rows)
+        temporary.path.replace(self.path)
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.

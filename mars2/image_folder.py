@@ -284,12 +284,28 @@ def uneven(found: Sequence[FoundImage], cases: Sequence[str]) -> str:
     return "; ".join(parts)
 
 
+def misplaced(found: Sequence[FoundImage], suite: Suite) -> list[str]:
+    """Say which images a manifest gives to another pair than their folder's name does.
+
+    Such as `cat2_ink/0.png is listed as dog_oil`.
+    """
+    known = _cases(suite, None)
+    return [
+        f"{folder}/{Path(image.file).name} is listed as {image.case}"
+        for image in found
+        if (folder := Path(image.file).parent.name) in known and folder != image.case
+    ]
+
+
 def _read_rows(manifest: Path) -> list[tuple[int, dict[str, str]]]:
     needed, optional = ("image", "subject", "style"), ("method", "seed", "prompt")
     try:
         with manifest.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
+            header = file.readline()
+            file.seek(0)
+            separator = max(",;\t", key=header.count)
+            reader = csv.DictReader(file, delimiter=separator, skipinitialspace=True)
+            columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, ValueError, csv.Error) as error:
         raise RunError(f"manifest {manifest} cannot be read: {error}") from error

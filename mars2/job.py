@@ -225,9 +225,12 @@ class RunSpec:
         free |= {*grown, *_grown(other, self)}
         if grown and left_out:
             nouns = " and ".join(_NOUNS[name] for name in grown)
+            named = [f"--method {label}" for label in left_out if label not in CONTROLS]
+            remedies = [f"add {' '.join(named)}"] * bool(named)
+            remedies += ["leave out --no-controls"] * (len(named) < len(left_out))
             lines.append(
-                f"there are more {nouns}, which {few(left_out)} would lack (name every method that "
-                "is there already, too)"
+                f"there are more {nouns}, which {few(left_out)} would lack "
+                f"({' and '.join(remedies)})"
             )
         for item in dataclasses.fields(self):
             if item.name not in free:
@@ -242,13 +245,12 @@ class RunSpec:
         both = [(known[method.label], method) for method in other.methods if method.label in known]
         for old, new in both:
             lines += _changes(new.label, old.content(), new.content())
-        coded = [new.label for old, new in both if old.source != new.source]
-        if coded:
-            lines.append(
-                f"the code of {few(coded)} has changed (once its folder below images/ is deleted, "
-                "it is drawn anew)"
-            )
         return lines
+
+    def recoded(self, other: "RunSpec") -> list[str]:
+        """Return the labels of the methods whose code is another one in `other`."""
+        now = {method.label: method.source for method in other.methods}
+        return [m.label for m in self.methods if now.get(m.label, m.source) != m.source]
 
     def grown_to(self, other: "RunSpec") -> "RunSpec":
         """Return this run with those methods, pairs and seeds of `other` that it does not have.
@@ -272,6 +274,9 @@ class RunSpec:
     def resizing(self, other: "RunSpec") -> list[str]:
         """Return a line for each way in which `other` asks for more than this run, or for less."""
         lines = []
+        unnamed = [label for label in self.labels if label not in other.labels]
+        if unnamed:
+            lines.append(f"it keeps {few(unnamed)}, too, though not asked for")
         grown = _grown(self, other)
         if "cases" in grown:
             lines.append(f"pairs grow from {len(self.cases)} to {len(other.cases)}")

@@ -70,6 +70,7 @@ def merge_files(
             f"{found.name} merges a subject's file and a style's, and there is one file; "
             "--method subject_only converts one"
         )
+    digests = [file_digest(path) for path in files]
     stored_files = [read_lora(path) for path in files]
     types = {dtype for file in stored_files for dtype in file.dtypes}
     adapters = [
@@ -98,7 +99,9 @@ def merge_files(
         origin = {
             "mars2_version": __version__,
             "seed": str(seed),
-            "sources": ", ".join(f"{path.name} sha256:{file_digest(path)}" for path in files),
+            "sources": ", ".join(
+                f"{path.name} sha256:{sha}" for path, sha in zip(files, digests, strict=True)
+            ),
         }
         final = replace(spool, metadata={**merged.metadata, **origin, **notes})
         save_adapter(final, output, dtype=stored, spelling=written_as)
@@ -111,6 +114,8 @@ def merge_files(
         f"{parameters} parameters, {str(stored).removeprefix('torch.')}, spelled as "
         f"{spelling} does, {output.stat().st_size / 1e6:.1f} MB"
     )
+    if len(set(digests)) < len(digests):
+        notes["note"] = "two of the files have the same content"
     return [said, *(f"{what.replace('_', ' ')}: {note}" for what, note in notes.items())]
 
 

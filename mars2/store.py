@@ -294,6 +294,13 @@ class RunStore:
             last[key] = record
         return list(last.values())
 
+    def drop_stale(self) -> None:
+        """Write the records anew, without scores given again and images that are listed no more."""
+        samples = {(sample.method, sample.case, sample.seed) for sample in self.samples()}
+        kept = [r for r in self.records() if (r.method, r.case, r.seed) in samples]
+        if len(kept) < len(self._records.read()):
+            self._records.replace(record.to_json() for record in kept)
+
     def append_cost(self, cost: Cost) -> None:
         """Write the cost of a finished job; its images are complete from here on."""
         self._costs.append([dataclasses.asdict(cost)])
@@ -331,6 +338,13 @@ def _continued(folder: Path, spec: RunSpec) -> tuple[RunSpec, list[str]]:
         raise RunError(
             f"{folder} holds a run with other settings: {few(differences, '; ')}. Choose another "
             f"--out, or give the old settings again ({folder / RUN_FILE} has them all)"
+        )
+    recoded = there.recoded(spec)
+    if recoded:
+        images = few([str(folder / "images" / label) for label in recoded])
+        raise RunError(
+            f"the code of {few(recoded)} has changed since the run in {folder} drew its images: "
+            f"delete {images}, and the same command draws them anew; or choose another --out"
         )
     notes = [f"the run in {folder}: {line}" for line in there.resizing(spec)]
     return there.grown_to(spec), notes

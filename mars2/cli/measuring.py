@@ -13,7 +13,7 @@ from benchmark_data.suite import Suite
 from mars2.cli.printing import make_console
 from mars2.cli.progress import progress
 from mars2.cli.threads import fit_threads, size_of
-from mars2.job import RunError
+from mars2.job import RunError, few
 from mars2.store import RUN_FILE, SCORES_FOLDER, RunStore
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # anything else is a folder
@@ -176,7 +176,7 @@ def open_images(
         RunError: Options that do not go together, or images that cannot be matched.
     """
     from benchmark_data.load import load_suite
-    from mars2.image_folder import match_folder, read_manifest, single_pair, uneven
+    from mars2.image_folder import match_folder, misplaced, read_manifest, single_pair, uneven
 
     subject_refs, style_refs, style_name = pair
     one_pair = subject_refs is not None or style_refs is not None or style_name is not None
@@ -207,6 +207,11 @@ def open_images(
     if manifest:
         listed = read_manifest(manifest, folder, suite, loaded, out=out, partial=partial)
         pairs = sorted({image.case for image in listed.images})
+        if elsewhere := misplaced(listed.images, loaded):
+            sys.stderr.write(
+                f"mars2: {manifest} is believed, though folders' names say something else: "
+                f"{few(elsewhere)}\n"
+            )
     else:
         listed = match_folder(folder, suite, loaded, out=out, split=split, partial=partial)
         pairs = [case.id for case in loaded.cases[listed.split]]
@@ -247,6 +252,7 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
                 bar.total = step.total
                 bar.update(step.done - bar.n)
         failed += () if step is None else step.failed
+    store.drop_stale()
     return failed
 
 

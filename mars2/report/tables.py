@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mars2.controls import Aspect, Controls
+from mars2.job import listed
 from mars2.report.formatting import EMPTY, count, seconds, signed, size_in_bytes, superscript, words
 from mars2.report.summary import (
     BY_REFERENCE,
@@ -81,9 +82,14 @@ def mars2_table(summary: Summary, judge: str) -> Table:
             f"vs. best: difference to {summary.reference} in points, on the same pairs and seeds; "
             "where its interval contains 0, the two are not told apart."
         )
+        apart = []
         for method in summary.methods:
             score = method.scores.get(joint)
             cells[method.label].append(difference_cell(score, joint))
+            if score and score.difference and not score.difference.n:
+                apart.append(method.label)
+        if apart:
+            notes.append(f"vs. best: {EMPTY} where no pair and seed is in both ({listed(apart)}).")
     if any(method.cost for method in summary.methods):
         columns += ["merge", "image"]
         for method in summary.methods:

@@ -119,7 +119,7 @@ def _rich(table: Table, *, stacked: bool) -> rich.table.Table:
 
 def _rich_cell(item: Cell, *, stacked: bool) -> Text:
     number, interval = item.text, item.interval
-    if stacked:
+    if stacked and interval:  # seconds have none
         number, interval = (re.sub(r"\b0\.", ".", part) for part in (number, interval))
         interval = interval.replace(" ", "")
     text = Text(number, style="bold" if item.best else "")

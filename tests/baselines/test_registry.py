@@ -361,6 +361,7 @@ def test_parses_only_what_was_passed():
     ("text", "message"),
     [
         ("zplora:steps=1", "did you mean 'ziplora'"),
+        ("ZipLoRA", "did you mean 'ziplora'"),
         ("ziplora:steps=many", "option 'steps' of method 'ziplora' must be an int, got 'many'"),
         ("ziplora:steps", "'steps' is no option; write NAME:OPTION=VALUE"),
         ("ziplora:steps=1,,lr=1", "'' is no option"),
@@ -395,6 +396,17 @@ def halves(deltas: Sequence[LowRankDelta], *, weight: float = 0.5) -> LowRankDel
 def first(deltas: Sequence[LowRankDelta]) -> LowRankDelta:
     return deltas[0]
 """
+
+
+def test_a_file_beside_that_is_named_like_the_method_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zplora.py").write_text("")
+    with pytest.raises(
+        PluginError, match=r"the one in zplora\.py is written \./zplora\.py:zplora$"
+    ):
+        parse_method("zplora:weight=1")
 
 
 def test_loads_a_method_from_a_file(tmp_path: Path):

@@ -164,15 +164,16 @@ def test_fewer_pairs_and_seeds_are_of_those_that_are_there() -> None:
 def test_differences_name_field_and_both_values() -> None:
     assert make_spec().differences(make_spec(steps=8)) == ["steps was 4, now 8"]
     changed = make_spec(methods=(MethodSpec("base", source="new"),))
-    assert make_spec().differences(changed) == [
-        "the code of base has changed (once its folder below images/ is deleted, it is drawn anew)"
-    ]
+    assert make_spec().differences(changed) == []
+    assert make_spec().recoded(changed) == ["base"]
+    assert make_spec().recoded(make_spec()) == []
 
 
 def test_methods_may_be_added() -> None:
     more = make_spec(methods=(MethodSpec("base"), MethodSpec("mean")))
     assert make_spec().differences(more) == []
     assert make_spec().grown_to(more).labels == ("base", "sum:w=0.5", "mean")
+    assert make_spec().resizing(more) == ["it keeps sum:w=0.5, too, though not asked for"]
 
 
 def test_pairs_may_be_added_for_all_methods() -> None:
@@ -188,8 +189,16 @@ def test_pairs_may_be_added_for_all_methods() -> None:
     assert kept < {job.id for job in plan(whole)}
     fewer = make_spec(methods=whole.methods[:1])
     assert trial.differences(fewer) == [
-        "there are more pairs, which sum:w=0.5 would lack (name every method that is there "
-        "already, too)"
+        "there are more pairs, which sum:w=0.5 would lack (add --method sum:w=0.5)"
+    ]
+    no_controls = make_spec(methods=whole.methods[1:])
+    assert trial.differences(no_controls) == [
+        "there are more pairs, which base would lack (leave out --no-controls)"
+    ]
+    one_more = make_spec(methods=(MethodSpec("mean"),))
+    assert trial.differences(one_more) == [
+        "there are more pairs, which base, sum:w=0.5 would lack (add --method sum:w=0.5 and leave "
+        "out --no-controls)"
     ]
     with_another = make_spec(methods=(*whole.methods, MethodSpec("mean")))
     assert trial.differences(with_another) == []
@@ -204,8 +213,7 @@ def test_seeds_may_be_added_for_all_methods() -> None:
     assert not {job.id for job in plan(few_seeds)} & {job.id for job in plan(more)}
     fewer = make_spec(methods=more.methods[:1], seeds=(0, 3))
     assert few_seeds.differences(fewer) == [
-        "there are more seeds, which sum:w=0.5 would lack (name every method that is there "
-        "already, too)"
+        "there are more seeds, which sum:w=0.5 would lack (add --method sum:w=0.5)"
     ]
     smaller = make_spec(cases=more.cases[:1], seeds=(3,), limit=1)
     assert smaller.differences(more) == []

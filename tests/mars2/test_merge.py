@@ -179,6 +179,13 @@ def test_refusals(
     assert not out.exists()
 
 
+def test_two_files_of_the_same_content_are_told(files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    note = "note: two of the files have the same content"
+    assert note in merge_files([files[0], files[0]], out, method="average")
+    assert note not in merge_files(files, out, method="average")
+
+
 def test_the_command_hands_its_options_on(files: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     options = "--method average --rank 2 --format kohya --dtype float16 --layers union"

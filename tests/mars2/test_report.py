@@ -257,6 +257,13 @@ def test_costs_by_hand(build):
     assert (cost.peak_bytes, cost.parameters) == (10**9, 98_304)
 
 
+def test_seconds_keep_their_zero_in_a_narrow_terminal(build):
+    store = build(methods=[MethodSpec("average")])
+    for cost in store.costs():
+        store.append_cost(dataclasses.replace(cost, merge_seconds=0.0006))
+    assert " 0.6 ms " in table_text(summarise(store), 80)
+
+
 def test_scores_json_has_the_same_bytes_and_no_times(build, references):
     store = build(methods=fake.METHODS[2:5], seeds=(0, 1))
     paths = write_report(store, summarise(store), references=references)
@@ -438,6 +445,19 @@ def test_a_scored_folder_of_images(tmp_path, references):
     assert "no reference" in paths.html.read_text()
     with Image.open(paths.grid) as grid:
         assert grid.mode == "RGB"
+
+
+def test_methods_that_share_no_seed_are_said_to(tmp_path):
+    found = []
+    for method, seed in (("one", 0), ("two", 1)):
+        path = tmp_path / f"{method}.png"
+        fake.picture("striped_cat", "neon", seed, 64).save(path)
+        concepts = ("subject:cat", "style:neon")
+        found.append(FoundImage(method, "cat_neon", seed, f"../{method}.png", *concepts))
+    store = RunStore.create(tmp_path / "out", ImagesSpec(str(tmp_path), tuple(found)))
+    store.append(fake.mars2_records("one", "cat_neon", 0, [True], [True]))
+    store.append(fake.mars2_records("two", "cat_neon", 1, [True], [False]))
+    assert "vs. best: - where no pair and seed is in both (two)." in table_text(summarise(store))
 
 
 def test_methods_that_are_first_together_are_all_named(build):

@@ -1,6 +1,7 @@
 """Scoring any folder: which pair an image shows, what is left to score, and broken input."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -230,6 +231,59 @@ def test_a_manifest_says_which_pair(world, folder: Path) -> None:
         ("mine", "cat_ink", 0, "my words"),
         ("mine", "fox_oil", 0, None),
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image, subject, style\ncat_ink/0.png, cat, ink\n",
+        "image;subject ;style\ncat_ink/0.png;cat;ink\n",
+        "image\tsubject\tstyle\ncat_ink/0.png\tcat\tink\n",
+    ],
+)
+def test_a_manifest_as_spreadsheets_write_it(world, folder: Path, text: str) -> None:
+    plain = "image,subject,style\ncat_ink/0.png,cat,ink\n"
+    assert manifest(world, folder, text) == manifest(world, folder, plain)
+
+
+def test_a_manifest_that_contradicts_its_folders_is_believed_and_told(
+    world, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "list.csv"
+    path.write_text("image,subject,style\ncat_ink/0.png,cat,ink\ndog_oil/0.png,cat,oil\n")
+    store = open_images(
+        folder,
+        suite=world.suite,
+        split=None,
+        manifest=path,
+        pair=(None, None, None),
+        out=None,
+        partial=False,
+    )
+    assert [sample.case for sample in store.samples()] == ["cat_ink", "cat_oil"]
+    error = capsys.readouterr().err
+    assert error.endswith("say something else: dog_oil/0.png is listed as cat_oil\n")
+
+
+def test_scores_of_images_that_are_listed_no_more_are_dropped(world, folder: Path) -> None:
+    out = folder / "mars2-scores"
+    lines = ["cat_ink/0.png,cat,ink\n", "cat_ink/1.png,cat,ink\n", "dog_oil/0.png,dog,oil\n"]
+    whole = RunStore.create(out, manifest(world, folder, "image,subject,style\n" + "".join(lines)))
+    score_all(whole, Brightness())
+    paint(folder / "cat_ink/1.png", 7)
+    score_all(whole, Brightness())  # the same image anew: a second line
+    fewer = manifest(world, folder, "image,subject,style\n" + "".join(lines[:2]))
+    store = RunStore.create(out, fewer)
+    kept = [record for record in store.records() if record.case == "cat_ink"]
+    content = (out / "records.jsonl").read_bytes()
+    store.drop_stale()
+    assert len(kept) == 4
+    lines = (out / "records.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [record.to_json() for record in kept]
+    assert len(content.splitlines()) == 8
+    unchanged = (out / "records.jsonl").stat().st_mtime_ns
+    store.drop_stale()
+    assert (out / "records.jsonl").stat().st_mtime_ns == unchanged
 
 
 def test_a_manifest_lists_as_many_images_of_each_pair_or_is_partial(world, folder: Path) -> None:

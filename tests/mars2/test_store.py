@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -69,6 +70,21 @@ def test_the_same_run_goes_on_and_another_does_not(tmp_path: Path, spec: RunSpec
     assert (tmp_path / "run/run.json").read_bytes() == before
     with pytest.raises(RunError, match=r"other settings: steps was 4, now 5\. Choose another"):
         RunStore.create(tmp_path / "run", dataclasses.replace(spec, steps=5))
+
+
+def test_changed_code_has_one_remedy(tmp_path: Path, spec: RunSpec) -> None:
+    store = RunStore.create(tmp_path / "run", spec)
+    changed = dataclasses.replace(spec, methods=(MethodSpec("base", source="new"),))
+    RunStore.create(tmp_path / "run", changed)  # nothing is drawn yet
+    changed = dataclasses.replace(spec, methods=(MethodSpec("base", source="newer"),))
+    drawn = store.image_path("base", "cat_ink", 3)
+    drawn.parent.mkdir(parents=True)
+    drawn.touch()
+    place = tmp_path / "run/images/base"
+    with pytest.raises(RunError, match=f"^the code of base has changed .*: delete {place}, and"):
+        RunStore.create(tmp_path / "run", changed)
+    shutil.rmtree(place)
+    assert RunStore.create(tmp_path / "run", changed).spec.methods[0].source == "newer"
 
 
 def test_a_few_of_many_differences_are_told(tmp_path: Path, spec: RunSpec) -> None:
