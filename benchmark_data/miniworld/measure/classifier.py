@@ -5,6 +5,9 @@ noise that they still show what was drawn), those of held-out subjects and style
 an instrument of measurement: no stage of the training and no metric of the benchmark sees it, and
 it is not shipped.
 
+Half of the drawings are in a style of the suite, or differ from one in the texture alone: that is
+what a network is asked about.
+
 Some drawings have lost their texture, or it is too faint (GONE): they are in no setting. Others, of
 fainter textures that are THERE yet, still are. A network that has not met them names the likeliest
 of the settings that it knows: it called every blueprint a ruled one, whose rules were not there.
@@ -15,7 +18,7 @@ networks of different seeds read together.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmark_data.miniworld.settings import BARE, SEPARABLE
+from benchmark_data.miniworld.settings import BARE, SEPARABLE, TEXTURES
 from benchmark_data.miniworld.train.common import load_state, log, save_state
 from benchmark_data.miniworld.train.degrade import MARGIN, degrade, shifted
 from benchmark_data.miniworld.train.drawings import BARE_LOOKS, LOOKS, thing_numbers
@@ -65,24 +68,30 @@ CLASSES = (
 )
 FAMILY_OF_LOOK = np.array([FAMILIES.index(look.family) for look in READ_LOOKS])
 UNTOLD = -100  # cross-entropy's mark for "do not count this"
-HELD_OUT = 0.15  # share of drawings that show a subject, and that are in a style, of the suite
+HELD_OUT = 0.15  # share of drawings that show a subject of the suite
+STYLED = 0.5  # share in a style of the suite, or in another texture of its palette
+NEAR = 1 / 3  # share of the latter among them
 PAINTED = 1 / 3  # share of the drawings that are painted over, too
-FADED = 0.2  # as many drawings again have a faint texture or none; all are painted over, too
+FADED = 0.4  # as many drawings again have a faint texture or none; all are painted over, too
 STRENGTHS = (0.1, 0.4)  # share of the sampler's steps that those go through
 STEPS, DRAWINGS = 4800, 40_000  # that a network learns for, and from
 FILE = 1024  # painted drawings a file
-_FADED = f"faded-{COUNTS_FROM:g}"  # in names of files: another definition makes others
+_RECIPE = f"styled-{STYLED:g}"  # in names of files: other shares and definitions make others
+_FADED = f"{_RECIPE}-faded-{FADED:g}-{COUNTS_FROM:g}"
 VIEWS = tuple((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1))  # shifts that are read together
 
 Integers = NDArray[np.int64]
 
 
 def random_picture(rng: np.random.Generator) -> tuple[Thing, Look]:
-    """A thing and a look, some of them subjects and styles of the suite."""
+    """A thing and a look, some of them subjects, styles and near misses of styles of the suite."""
     look = random_look(rng)
-    if rng.random() < HELD_OUT:
+    if rng.random() < STYLED:
         styles = list(STYLES.values())
         look = styles[int(rng.integers(len(styles)))].look
+        if rng.random() < NEAR:
+            others = [name for name in TEXTURES[look.family] if name != look.texture]
+            look = replace(look, texture=others[int(rng.integers(len(others)))])
     thing = random_thing(rng)
     if rng.random() < HELD_OUT:
         subjects = list(SUBJECTS.values())
@@ -141,7 +150,7 @@ def drawings(count: int, *, seed: int, faded: bool = False) -> tuple[Tensor, Ten
 
 def load_drawings(work: Path, count: int, *, seed: int, faded: bool) -> tuple[Tensor, Tensor]:
     """What `drawings` draws, or read from ``work`` where that was done."""
-    path = work / f"classifier-{_FADED if faded else 'drawings'}-{seed}-{count}.safetensors"
+    path = work / f"classifier-{_FADED if faded else _RECIPE}-{seed}-{count}.safetensors"
     if not path.exists():
         pixels, truth = drawings(count, seed=seed, faded=faded)
         save_state(path, {"pixels": pixels, "truth": truth}, {})
@@ -163,7 +172,7 @@ def load_painted(
     """
     shown = list(random_pictures(len(pixels), seed=seed, faded=faded))
     painter = Painter(base)
-    name = f"classifier-painted{f'-{_FADED}' if faded else ''}-{_fingerprint(base)}-{seed}"
+    name = f"classifier-painted-{_FADED if faded else _RECIPE}-{_fingerprint(base)}-{seed}"
     parts = []
     for first in range(0, len(pixels), FILE):
         last = min(first + FILE, len(pixels))
