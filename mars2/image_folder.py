@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmark_data.suite import Case, Suite
 from mars2.job import RunError, listed
@@ -306,7 +307,7 @@ def _read_rows(manifest: Path) -> list[tuple[int, dict[str, str]]]:
             separator = max(",;\t", key=header.count)
             reader = csv.DictReader(file, delimiter=separator, skipinitialspace=True)
             columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            rows = [(reader.line_num, row) for row in reader]
+            rows = [(reader.line_num, _stripped(row)) for row in reader]
     except (OSError, ValueError, csv.Error) as error:
         raise RunError(f"manifest {manifest} cannot be read: {error}") from error
     unknown = [name for name in columns if name not in needed + optional]
@@ -325,6 +326,11 @@ def _read_rows(manifest: Path) -> list[tuple[int, dict[str, str]]]:
                 "values than columns"
             )
     return rows
+
+
+def _stripped(row: dict[str, Any]) -> dict[str, str]:
+    """A row without spaces around its values; too many or too few of these stay as they are."""
+    return {key: one.strip() if isinstance(one, str) else one for key, one in row.items()}
 
 
 def _concept(name: str, known: Mapping[str, object], role: str, where: str) -> str:

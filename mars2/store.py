@@ -185,6 +185,7 @@ class RunStore:
         self.spec = spec
         self.notes = tuple(notes)
         self._records = JsonLines(folder / "records.jsonl")
+        self._unlisted = JsonLines(folder / "unlisted.jsonl")
         self._costs = JsonLines(folder / "costs.jsonl")
 
     @classmethod
@@ -284,22 +285,31 @@ class RunStore:
     def records(self) -> list[Record]:
         """Return the records, in the order written; of a score given again the last one.
 
-        A score is given again when the image or what it was compared with has changed.
+        A score is given again when the image or what it was compared with has changed. Those of
+        images that are listed no more are among them.
         """
         last: dict[tuple[str, str, int, str, str], Record] = {}
-        for line in self._records.read():
+        for line in (*self._unlisted.read(), *self._records.read()):
             record = Record.from_json(line)
             key = (record.method, record.case, record.seed, record.metric, record.judge)
             last.pop(key, None)
             last[key] = record
         return list(last.values())
 
-    def drop_stale(self) -> None:
-        """Write the records anew, without scores given again and images that are listed no more."""
+    def tidy(self) -> None:
+        """Write the records anew, without scores given again, if there are any.
+
+        Those of images that are listed no more go to unlisted.jsonl, and come back from there.
+        """
         samples = {(sample.method, sample.case, sample.seed) for sample in self.samples()}
-        kept = [r for r in self.records() if (r.method, r.case, r.seed) in samples]
-        if len(kept) < len(self._records.read()):
-            self._records.replace(record.to_json() for record in kept)
+        listed: list[dict[str, Any]] = []
+        unlisted: list[dict[str, Any]] = []
+        for record in self.records():
+            there = (record.method, record.case, record.seed) in samples
+            (listed if there else unlisted).append(record.to_json())
+        for file, rows in ((self._unlisted, unlisted), (self._records, listed)):
+            if rows != file.read():
+                file.replace(rows)
 
     def append_cost(self, cost: Cost) -> None:
         """Write the cost of a finished job; its images are complete from here on."""

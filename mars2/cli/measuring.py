@@ -252,7 +252,7 @@ def score(store: RunStore, scoring: Scoring, *, partial: bool = False) -> list[s
                 bar.total = step.total
                 bar.update(step.done - bar.n)
         failed += () if step is None else step.failed
-    store.drop_stale()
+    store.tidy()
     return failed
 
 

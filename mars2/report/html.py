@@ -138,11 +138,16 @@ def findings(summary: Summary) -> list[str]:
         and (average := m.scores[source].average).value is not None
     }
     if controls and not best.control:
-        top = max(controls, key=lambda label: controls[label])
+        tops = [label for label in controls if controls[label] == max(controls.values())]
         text = cell(
-            next(m for m in summary.methods if m.label == top).scores[source].average, source
+            next(m for m in summary.methods if m.label == tops[0]).scores[source].average, source
         )
-        lines.append(f"The best control, with no merge at all, is {top}: {text.text}.")
+        lines.append(
+            f"The best control, with no merge at all, is {tops[0]}: {text.text}."
+            if len(tops) == 1
+            else f"The best controls, with no merge at all, are {', '.join(tops)}: "
+            f"{text.text} each."
+        )
     return lines
 
 
@@ -173,7 +178,8 @@ def limits(summary: Summary) -> list[str]:
     if summary.controls:
         lines.append(
             "Corrected shares know of its errors on reference images. On generated ones, which are "
-            "neither quite the subject nor quite another, it may err more often."
+            "neither quite the subject nor quite another, it errs more often, as where the truth "
+            "is known: they promise too much."
         )
     pairs = len(summary.cases)
     if pairs < FEW_PAIRS:

@@ -133,9 +133,10 @@ def corrected_table(summary: Summary, judge: str) -> Table | None:
         _method_rows(summary, cells),
         (
             "yes: mean share of an image's references that say yes, in %; both: that its subject's "
-            "and its style's do. corrected: the share of images that truly show it, by the judge's "
-            "errors on references (Rogan and Gladen 1978), clipped to 0 and 100; both takes the "
-            "errors of the two questions as independent.",
+            "and its style's do. corrected: the share of images that would truly show it if the "
+            "judge erred on them as it does on references (Rogan and Gladen 1978), clipped to 0 "
+            "and 100; generated images are harder. both takes the errors of the two questions as "
+            "independent.",
             "MARS2 and its parts are majorities, and not corrected: how often answers about one "
             "image err together is not known.",
             *(_errors_note(controls, aspect) for aspect in controls.tallies),

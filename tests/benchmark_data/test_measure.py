@@ -11,7 +11,7 @@ from scipy import stats
 from torch.nn import functional
 
 from benchmark_data.miniworld.measure import __main__ as measure
-from benchmark_data.miniworld.measure import base, fading, loras
+from benchmark_data.miniworld.measure import base, classifier, fading, loras
 from benchmark_data.miniworld.measure.classifier import (
     CLASSES,
     NAMES,
@@ -22,6 +22,7 @@ from benchmark_data.miniworld.measure.classifier import (
     Network,
     Reading,
     accuracies,
+    calibrated,
     drawings,
     load_classifier,
     load_drawings,
@@ -40,6 +41,7 @@ from benchmark_data.miniworld.measure.suite import (
     style_errors,
     truths_by_method,
 )
+from benchmark_data.miniworld.settings import SEPARABLE
 from benchmark_data.miniworld.train import base as base_stage
 from benchmark_data.miniworld.train.degrade import shifted
 from benchmark_data.miniworld.train.drawings import LOOKS, thing_numbers
@@ -112,6 +114,34 @@ def test_faded_drawings_are_in_their_look_where_the_texture_is_there_yet() -> No
         counts[kind] += 1
         assert look == (one.drawn if kind == "there" else bare)
     assert counts == {"lost": 40, "gone": 20, "there": 20}
+
+
+def test_a_calibrated_classifier_cuts_where_a_texture_counts_by_definition(monkeypatch) -> None:
+    look = STYLES["cyanotype"].look
+
+    class Bright(torch.nn.Module):
+        """Sees a texture by its brightness, here its contrast, and cuts at .7 of it."""
+
+        def forward(self, pixels):
+            named = torch.zeros(len(pixels), len(READ_LOOKS))
+            named[:, READ_LOOKS.index(look)] = 5 + 20 * (pixels.mean((1, 2, 3)) + 1) / 2
+            named[:, READ_LOOKS.index(replace(look, texture="bare"))] = 5 + 20 * 0.7
+            return [torch.zeros(len(pixels), size) for size in CLASSES[:-1]] + [named]
+
+    def grey(thing, look, contrast, **how):
+        return Picture.new("RGB", (64, 64), (round(255 * contrast),) * 3)
+
+    monkeypatch.setattr(classifier, "draw_faint", grey)
+    shown = [grey(None, look, contrast) for contrast in (0.1, 0.38, 0.42, 0.68, 0.72)]
+    plain = Classifier(Bright())
+    assert plain.read(shown).is_in(look).tolist() == [False, False, False, False, True]
+    asked = calibrated(plain, seed=0, each=3)
+    assert asked.read(shown).is_in(look).tolist() == [False, False, True, True, True]
+    assert set(asked.bars) == {s.look for s in STYLES.values() if s.look.family in SEPARABLE}
+    others = {style.look for style in STYLES.values()} - {look}
+    assert not any(asked.read(shown).is_in(other).any() for other in others)
+    again = calibrated(asked, seed=0, each=3)
+    assert again.bars == asked.bars
 
 
 def test_what_cannot_be_told_is_not_counted() -> None:

@@ -181,6 +181,17 @@ def test_a_control_is_never_the_reference_and_comes_last(build):
     assert "The best control, with no merge at all, is style_only: 100%." in findings(summary)
 
 
+def test_controls_that_are_level_are_all_named(build):
+    store = build(
+        answers=lambda method, *_: ([method == "a"], [True]),
+        metrics=("mars2",),
+        methods=[MethodSpec("base"), MethodSpec("style_only"), MethodSpec("a")],
+        subjects=("x",),
+    )
+    told = "The best controls, with no merge at all, are base, style_only: 0% each."
+    assert told in findings(summarise(store))
+
+
 def test_the_order_of_records_changes_nothing(build):
     store = build(seeds=(0, 1))
     before = summarise(store)

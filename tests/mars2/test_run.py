@@ -282,7 +282,9 @@ def test_a_broken_method_fails_before_the_first_image(
     list(run(mended, again, pipeline))
     broken.write_text(broken.read_text().replace("return deltas[0]", "return deltas[1]"))
     other = prepared(world, choices).spec
-    with pytest.raises(RunError, match=r"the code of broken has changed .*: delete .*images/broken, and the same"):
+    with pytest.raises(
+        RunError, match=r"the code of broken has changed .*: delete .*images/broken, and the same"
+    ):
         RunStore.create(tmp_path / "run", other)
     label = next(method.label for method in other.methods if "broken" in method.label)
     shutil.rmtree(tmp_path / "run/images" / label)

@@ -21,6 +21,7 @@ from benchmark_data.miniworld.measure.classifier import (
     STEPS,
     Classifier,
     accuracies,
+    calibrated,
     drawings,
     load_classifier,
     random_pictures,
@@ -116,6 +117,7 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
         for number in range(seed, seed + chosen.networks)
     ]
     classifier = Classifier(*(network for one in alone for network in one.networks))
+    classifier, *alone = (calibrated(one, seed=seed) for one in (classifier, *alone))
     if part == "classifier":
         _save_textures(chosen.out / "textures.png")
         return _classifier(classifier, seed + 1)  # on drawings that neither has learnt from

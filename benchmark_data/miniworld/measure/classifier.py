@@ -12,13 +12,17 @@ Some drawings have lost their texture, or it is too faint (GONE): they are in no
 fainter textures that are THERE yet, still are. A network that has not met them names the likeliest
 of the settings that it knows: it called every blueprint a ruled one, whose rules were not there.
 
+By definition a texture counts from COUNTS_FROM of its contrast on. Networks cut a little above it
+in some styles and below it in others, so `calibrated` asks them about drawings of just that
+contrast, and half of those are in the style.
+
 A generated picture is none of its drawings, and a reading that turns with a pixel's shift is no
 truth. So a network learns from shifted drawings and reads nine shifted views of a picture; and two
 networks of different seeds read together.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -238,10 +242,13 @@ class Reading:
     Attributes:
         numbers: Of NAMES, ``(n, 6)``.
         settings: The likeliest of LOOKS, ``(n,)``, where what is bare does not count.
+        textures: Look -> how much likelier than bare it is, ``(n,)``, log of the ratio; of looks
+            that the classifier is calibrated for, less what it takes to be in them.
     """
 
     numbers: Integers
     settings: Integers
+    textures: Mapping[Look, NDArray[np.float64]] = field(default_factory=dict)
 
     def of(self, name: str) -> Integers:
         """The numbers of an attribute, of "look" or of "family", ``(n,)``.
@@ -259,7 +266,14 @@ class Reading:
         return np.asarray(np.all(told, axis=0))
 
     def is_in(self, look: Look) -> NDArray[np.bool_]:
-        """Whether each picture is in the very look: family, palette and texture, ``(n,)``."""
+        """Whether each picture is in the very look: family, palette and texture, ``(n,)``.
+
+        That is the likeliest one, or, if the classifier is calibrated for it, the likeliest with a
+        texture, and its own counts.
+        """
+        if look in self.textures:
+            likeliest = self.settings == READ_LOOKS.index(look)
+            return np.asarray(likeliest & (self.textures[look] > 0))
         return np.asarray(self.of("look") == READ_LOOKS.index(look))
 
 
@@ -268,10 +282,12 @@ class Classifier:
 
     Attributes:
         networks: The networks.
+        bars: Look -> log of how much likelier than bare a picture in it has to be.
     """
 
-    def __init__(self, *networks: Network) -> None:
+    def __init__(self, *networks: Network, bars: Mapping[Look, float] | None = None) -> None:
         self.networks = [network.eval() for network in networks]
+        self.bars = dict(bars or {})
 
     def read(self, images: Sequence[Image]) -> Reading:
         """What RGB images show; they are resized to 64 pixels."""
@@ -282,13 +298,57 @@ class Classifier:
     def read_pixels(self, pixels: Tensor) -> Reading:
         """The same of pictures in [-1, 1], ``(n, 3, 64, 64)``: likeliest, mean over all."""
         parts, settings = [], []
+        textures: dict[Look, list[Tensor]] = {look: [] for look in self.bars}
         for part in torch.split(pixels, 128):
             shifts = [shifted(part, [view] * len(part)) for view in VIEWS]
             views = [network(shift) for network in self.networks for shift in shifts]
             means = [torch.stack(each).softmax(2).mean(0) for each in zip(*views, strict=True)]
             parts.append(torch.stack([mean.argmax(1) for mean in means], 1))
             settings.append(means[-1][:, : len(LOOKS)].argmax(1))
-        return Reading(torch.cat(parts).numpy(), torch.cat(settings).numpy())
+            logs = means[-1].double().clamp(min=1e-9).log()
+            for look, bar in self.bars.items():
+                textures[look].append(
+                    logs[:, READ_LOOKS.index(look)] - logs[:, _bare_number(look)] - bar
+                )
+        return Reading(
+            torch.cat(parts).numpy(),
+            torch.cat(settings).numpy(),
+            {look: torch.cat(each).numpy() for look, each in textures.items()},
+        )
+
+
+def calibrated(classifier: Classifier, *, seed: int, each: int = 100) -> Classifier:
+    """The classifier with the bars that half of the drawings at COUNTS_FROM pass.
+
+    It is calibrated for the styles of the suite whose family can be bare; generated pictures, and
+    judges, have no part in it.
+
+    Args:
+        classifier: Networks that read together; their own bars do not matter.
+        seed: Of the drawings.
+        each: Drawings of a style.
+    """
+    rng = np.random.default_rng((seed, 94))
+    looks = [style.look for style in STYLES.values() if style.look.family in SEPARABLE]
+    plain = Classifier(*classifier.networks, bars=dict.fromkeys(looks, 0.0))
+    bars = {}
+    for look in looks:
+        faint = [
+            draw_faint(
+                random_thing(rng),
+                look,
+                COUNTS_FROM,
+                seed=int(rng.integers(2**31)),
+                jitter=float(rng.uniform(0.2, 0.8)),
+            )
+            for _ in range(each)
+        ]
+        bars[look] = float(np.median(plain.read(faint).textures[look]))
+    return Classifier(*classifier.networks, bars=bars)
+
+
+def _bare_number(look: Look) -> int:
+    return READ_LOOKS.index(replace(look, texture=BARE))
 
 
 def accuracies(reading: Reading, truth: Tensor) -> dict[str, float]:
