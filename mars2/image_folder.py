@@ -334,11 +334,12 @@ def _stripped(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _concept(name: str, known: Mapping[str, object], role: str, where: str) -> str:
-    if name not in known:
+    spelt = name.replace(" ", "_")  # as tables print it
+    if spelt not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it has {listed(known)}"
         raise RunError(f"{where}: the suite has no {role} {name!r}; {hint}")
-    return name
+    return spelt
 
 
 def _seed(text: str, where: str) -> int:

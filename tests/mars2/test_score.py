@@ -246,6 +246,17 @@ def test_a_manifest_as_spreadsheets_write_it(world, folder: Path, text: str) -> 
     assert manifest(world, folder, text) == manifest(world, folder, plain)
 
 
+def test_a_manifest_may_spell_concepts_as_tables_print_them(folder: Path) -> None:
+    path, out = folder / "list.csv", folder / "out"
+    suite = load_suite("miniworld")
+    path.write_text("image,subject,style\ncat_ink/0.png,cat 2,benday\n")
+    (image,) = read_manifest(path, folder, "miniworld", suite, out=out).images
+    assert (image.case, image.subject) == ("cat_2_benday", "cat_2")
+    path.write_text("image,subject,style\ncat_ink/0.png,cat 3,benday\n")
+    with pytest.raises(RunError, match=r"line 2: the suite has no subject 'cat 3'; did you mean"):
+        read_manifest(path, folder, "miniworld", suite, out=out)
+
+
 def test_a_manifest_that_contradicts_its_folders_is_believed_and_told(
     world, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
