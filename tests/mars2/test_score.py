@@ -76,6 +76,19 @@ def store_of(world, folder: Path, **options: object) -> RunStore:
     return RunStore.create(folder / "mars2-scores", matched(world, folder, **options))
 
 
+def opened(world, folder: Path, *, manifest: Path | None = None, partial: bool = False) -> RunStore:
+    """The results' store, as `mars2 score` opens it."""
+    return open_images(
+        folder,
+        suite=world.suite,
+        split=None,
+        manifest=manifest,
+        pair=(None, None, None),
+        out=None,
+        partial=partial,
+    )
+
+
 def score_all(store: RunStore, metric: Brightness, **options: object) -> None:
     for _ in score(store, metric, find_references(store), **options):
         pass
@@ -164,15 +177,7 @@ def test_what_a_partial_folder_lacks_is_told(
         uneven(found.images, [case.id for case in suite.cases["test"]])
         == "images are missing: mine/dog_oil (1 of 2)"
     )
-    open_images(
-        folder,
-        suite=world.suite,
-        split=None,
-        manifest=None,
-        pair=(None, None, None),
-        out=None,
-        partial=True,
-    )
+    opened(world, folder, partial=True)
     assert "images are missing: mine/dog_oil (1 of 2)" in capsys.readouterr().err
 
 
@@ -262,15 +267,7 @@ def test_a_manifest_that_contradicts_its_folders_is_believed_and_told(
 ) -> None:
     path = folder / "list.csv"
     path.write_text("image,subject,style\ncat_ink/0.png,cat,ink\ndog_oil/0.png,cat,oil\n")
-    store = open_images(
-        folder,
-        suite=world.suite,
-        split=None,
-        manifest=path,
-        pair=(None, None, None),
-        out=None,
-        partial=False,
-    )
+    store = opened(world, folder, manifest=path)
     assert [sample.case for sample in store.samples()] == ["cat_ink", "cat_oil"]
     error = capsys.readouterr().err
     assert error.endswith("say something else: dog_oil/0.png is listed as cat_oil\n")
