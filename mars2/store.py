@@ -307,9 +307,11 @@ class RunStore:
         for record in self.records():
             there = (record.method, record.case, record.seed) in samples
             (listed if there else unlisted).append(record.to_json())
-        for file, rows in ((self._unlisted, unlisted), (self._records, listed)):
-            if rows != file.read():
-                file.replace(rows)
+        if unlisted != self._unlisted.read():
+            self._records.replace([*listed, *unlisted])  # all are in one file, if this is killed
+            self._unlisted.replace(unlisted)
+        if listed != self._records.read():
+            self._records.replace(listed)
 
     def append_cost(self, cost: Cost) -> None:
         """Write the cost of a finished job; its images are complete from here on."""

@@ -16,6 +16,7 @@ from PIL import Image
 
 from benchmark_data.load import load_suite
 from mars2.cli.measuring import open_images
+from mars2.files import JsonLines
 from mars2.image_folder import match_folder, read_manifest, single_pair, uneven
 from mars2.job import RunError
 from mars2.metrics import Evaluated, Score
@@ -301,6 +302,32 @@ def test_scores_of_images_that_are_listed_no_more_wait_until_they_are_again(
     whole.tidy()
     assert len((out / "records.jsonl").read_text().splitlines()) == 6
     assert (out / "unlisted.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_no_score_is_lost_if_setting_aside_is_killed(
+    world, folder: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    out, replace = folder / "mars2-scores", JsonLines.replace
+    text = "image,subject,style\ncat_ink/0.png,cat,ink\n"
+    whole = manifest(world, folder, f"{text}cat_ink/1.png,cat,ink\ndog_oil/0.png,dog,oil\n")
+    store = RunStore.create(out, whole)
+    score_all(store, Brightness())
+    made = []
+
+    def killed(file: JsonLines, rows: object) -> None:
+        if len(made) == writes:
+            raise KeyboardInterrupt
+        made.append(replace(file, rows))
+
+    one, other = text, "image,subject,style\ndog_oil/0.png,dog,oil\n"
+    for listed in (one, other):  # the first goes and the other comes back, in one go
+        RunStore.create(out, manifest(world, folder, listed)).tidy()
+    swapped = RunStore.create(out, manifest(world, folder, one))
+    monkeypatch.setattr(JsonLines, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        swapped.tidy()
+    assert len(swapped.records()) == 6
 
 
 def test_a_manifest_lists_as_many_images_of_each_pair_or_is_partial(world, folder: Path) -> None:

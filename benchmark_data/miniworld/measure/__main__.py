@@ -116,8 +116,8 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
         load_classifier(chosen.work, base, seed=number, steps=chosen.steps, count=chosen.drawings)
         for number in range(seed, seed + chosen.networks)
     ]
-    classifier = Classifier(*(network for one in alone for network in one.networks))
-    classifier, *alone = (calibrated(one, seed=seed) for one in (classifier, *alone))
+    together = Classifier(*(network for one in alone for network in one.networks))
+    classifier = calibrated(together, seed=seed)
     if part == "classifier":
         _save_textures(chosen.out / "textures.png")
         return _classifier(classifier, seed + 1)  # on drawings that neither has learnt from
@@ -127,9 +127,9 @@ def _measure(part: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
         return measure_fading(reader.p_yes, classifier, each=STYLE_DRAWINGS, seed=seed)
     if part == "suite":
         runs = [RunStore.open(run) for run in chosen.run]
+        readers = (classifier, *(calibrated(one, seed=seed) for one in alone))
         images, *each = (
-            [image for run in runs for image in read_run(run, reader)]
-            for reader in (classifier, *alone)
+            [image for run in runs for image in read_run(run, reader)] for reader in readers
         )
         of_two: dict[str, Any] = {}
         if len(each) == 2:
