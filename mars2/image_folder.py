@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmark_data.suite import Case, Suite
-from mars2.job import RunError, listed
+from mars2.job import RunError
 from mars2.store import SCORES_FOLDER, FoundImage, ImagesSpec
+from mars2.wording import listed
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 

@@ -26,12 +26,12 @@ from mars2.job import (
     PlannedCase,
     RunError,
     RunSpec,
-    few,
     method_label,
     spread,
 )
 from mars2.judges.errors import JudgeError
 from mars2.pipelines import model_revision
+from mars2.wording import few
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # an option that ends so names a file
 DEFAULT_METHODS = ("direct_sum", "average", "ziplora", "lorarar")

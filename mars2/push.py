@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mars2.job import RunError, listed
+from mars2.job import RunError
 from mars2.store import RunStore
+from mars2.wording import listed
 
 if TYPE_CHECKING:
     import datasets

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from benchmark_data.references import file_digest
 from mars2.files import read_image
-from mars2.job import RunError, few, listed
+from mars2.job import RunError
 from mars2.metrics import Evaluated, Identity, Metric
 from mars2.references import References
 from mars2.store import Record, RunStore, Sample
+from mars2.wording import few, listed
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mars2.files import JsonLines, read_json, write_json
-from mars2.job import SCHEMA, RunError, RunSpec, few, read_schema
+from mars2.job import SCHEMA, RunError, RunSpec, read_schema
+from mars2.wording import few
 
 RUN_FILE = "run.json"
 IMAGES_FILE = "images.json"

@@ -13,8 +13,9 @@ from benchmark_data.suite import Suite
 from mars2.cli.printing import make_console
 from mars2.cli.progress import progress
 from mars2.cli.threads import fit_threads, size_of
-from mars2.job import RunError, few
+from mars2.job import RunError
 from mars2.store import RUN_FILE, SCORES_FOLDER, RunStore
+from mars2.wording import few
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # anything else is a folder
 

@@ -13,7 +13,8 @@ from benchmark_data.suite import Case, Concept, Suite
 from mars2.cli.generating import load_denoiser, training_settings
 from mars2.cli.options import Device, Dtype, Model, SuiteName, parse_dtype
 from mars2.cli.progress import progress
-from mars2.job import RunError, listed
+from mars2.job import RunError
+from mars2.wording import listed
 
 if TYPE_CHECKING:  # they import torch, which `--help` has no time for
     from PIL.Image import Image

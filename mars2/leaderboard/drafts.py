@@ -21,10 +21,11 @@ from leaderboards.entry import (
 from leaderboards.facts import CaseFacts, SuiteFacts
 from leaderboards.records import DECIMALS, MARKS, ImageRecord, Records
 from mars2.files import read_image
-from mars2.job import CONTROLS, MethodSpec, Option, RunError, RunSpec, digest, listed, method_label
+from mars2.job import CONTROLS, MethodSpec, Option, RunError, RunSpec, digest, method_label
 from mars2.leaderboard.suite_facts import shown_model
 from mars2.report.summary import CostSummary, Summary, summarise
 from mars2.store import Cost, Record, RunStore
+from mars2.wording import listed
 
 OURS = "Apache-2.0"
 

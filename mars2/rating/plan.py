@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mars2.job import CONTROLS, RunError, RunSpec, listed, spread
+from mars2.job import CONTROLS, RunError, RunSpec, spread
 from mars2.rating.checks import Known
 from mars2.rating.questions import MODES, Design, Mode, Plan, Task, few_of
 from mars2.references import References
 from mars2.store import RunStore, Sample
+from mars2.wording import listed
 
 Cell = tuple[str, int]
 """Case and seed: what the methods' images are compared on."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from mars2.job import RunError, listed
+from mars2.job import RunError
+from mars2.wording import listed
 
 Mode = Literal["yes_no", "pairs"]
 ANSWERS: Mapping[Mode, tuple[str, ...]] = {

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mars2.controls import Aspect, Controls
-from mars2.job import listed
 from mars2.report.formatting import EMPTY, count, seconds, signed, size_in_bytes, superscript, words
 from mars2.report.summary import (
     BY_REFERENCE,
@@ -16,6 +15,7 @@ from mars2.report.summary import (
 )
 from mars2.report.verdicts import PUBLISHED_JUDGE, is_published
 from mars2.stats import LEVEL, RESAMPLES, Estimate
+from mars2.wording import listed
 
 FEW_PAIRS = 20  # below it, intervals by the bootstrap are clearly too narrow
 

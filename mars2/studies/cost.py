@@ -12,12 +12,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from mars2.job import CONTROLS, RunError, RunSpec, listed
+from mars2.job import CONTROLS, RunError, RunSpec
 from mars2.report.formatting import count, seconds, size_in_bytes
 from mars2.report.plots import COLORS
 from mars2.stats import Estimate, cluster_mean
 from mars2.store import Cost, RunStore
 from mars2.studies.result import STYLE, Result, Sheet, Value
+from mars2.wording import listed
 
 PAIRS = (1, 10, 100, 1000)
 NAMED_CURVES = 6
