@@ -219,11 +219,17 @@ def find_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
+        place = torch.device(device)
+    except (RuntimeError, ValueError) as error:
         raise RunError(f"--device is {device!r}; give auto, cpu or cuda") from error
-    if kind == "cuda" and not torch.cuda.is_available():
+    if place.type == "cuda" and not torch.cuda.is_available():
         raise RunError(f"--device is {device}, but torch sees no CUDA device here; give cpu")
+    try:
+        torch.zeros(1, device=place).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:  # as the kinds of devices do
+        raise RunError(
+            f"--device is {device}, but torch can place nothing there; give auto, cpu or cuda"
+        ) from error
     return device
 
 

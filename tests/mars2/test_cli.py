@@ -383,6 +383,7 @@ def test_nothing_is_downloaded_while_something_else_is_missing(
         (None, ("--model", "nobody/nothing"), "no model 'nobody/nothing'"),
         (None, ("--dtype", "float64"), "--dtype is 'float64'"),
         (None, ("--device", "cuda:7"), "--device is cuda:7"),
+        (None, ("--device", "meta"), "torch can place nothing there"),
         (None, ("--seeds", "x"), "--seeds is 'x'"),
         (None, ("--adapters", "/none"), "4 of 4 adapters are missing in /none: cat"),
         (lambda w: (w.adapters / "ink.safetensors").unlink(), (), "1 of 4 adapters are missing"),
