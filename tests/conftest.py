@@ -14,6 +14,7 @@ from baselines.denoiser import Denoiser
 from baselines.dreambooth import attention_layers
 
 _TINY = runpy.run_path(str(Path(__file__).with_name("tiny_sdxl.py")))
+_GPU = runpy.run_path(str(Path(__file__).with_name("pretended_gpu.py")))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +24,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MARS2_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture
+def pretended_gpu() -> Iterator[None]:
+    """A device "cuda" that refuses what a GPU refuses; load a model on the CPU first."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a real GPU")
+    with _GPU["pretended_gpu"]():
+        yield
 
 
 @pytest.fixture(scope="session")

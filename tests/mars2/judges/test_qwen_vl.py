@@ -183,6 +183,19 @@ def test_logits_equal_a_direct_forward(family, folders, judges, pictures, monkey
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_gpu_says_the_same(family, folders, judges, pictures, request):
+    questions = [
+        Question("subject", pictures["square"], pictures["portrait"], "", SHORT),
+        Question("style", pictures["odd"], pictures["landscape"], "crayon", STYLE),
+    ]
+    expected = [verdict.raw for verdict in judges[family].ask(questions)]
+    request.getfixturevalue("pretended_gpu")
+    there = load_judge(f"qwen_vl:{folders[family]}", device="cuda", dtype="float32")
+    assert [verdict.raw for verdict in there.ask(questions)] == expected
+    assert all(expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_shared_is_computed_once_and_changes_no_logit(
     family, folders, pictures, monkeypatch
 ):
