@@ -28,7 +28,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def pretended_gpu() -> Iterator[None]:
-    """A device "cuda" that refuses what a GPU refuses; load a model on the CPU first."""
+    """A device "cuda" that refuses what a GPU refuses."""
     if torch.cuda.is_available():
         pytest.skip("there is a real GPU")
     with _GPU["pretended_gpu"]():

@@ -9,9 +9,8 @@ speed, CUDA's own kernels (attention is the plain one) and backward passes, whic
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -22,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
-MINIWORLD = Path(__file__).parents[1] / "benchmark_data" / "miniworld"
 BETWEEN = {"aten::copy_", "aten::_to_copy", "aten::to"}  # operations that go between devices
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 PLAIN_ATTENTION = 0
@@ -64,16 +62,21 @@ class Operations(TorchDispatchMode):
 
 
 class Lists(TorchFunctionMode):
-    """Makes tensors of lists that index a tensor, and lists of tensors, which C++ does itself."""
+    """Does with Python's lists what C++ would do on a real GPU, unseen by `Operations`."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor):
+            device = kwargs.pop("device", None)
+            made = func(*tree_map(_on_cpu, args), **kwargs)
+            return made if device is None else made.to(device)
         if func is Tensor.tolist and isinstance(args[0], OnGpu):
             return args[0].held.tolist()
         if func in (Tensor.__getitem__, Tensor.__setitem__):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             index = tuple(torch.tensor(one) if isinstance(one, list) else one for one in index)
             args = (args[0], index, *args[2:])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _do(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -115,16 +118,6 @@ def _on_gpu(value: Any) -> Any:
     return OnGpu(value) if isinstance(value, Tensor) else value
 
 
-def _then_placed(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let what is made of Python's numbers be moved, as the dispatcher does not see it made."""
-
-    def placed(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:
-        made = make(*tree_map(_on_cpu, args), **kwargs)
-        return made if device is None else made.to(device)
-
-    return placed
-
-
 @contextmanager
 def pretended_gpu() -> Iterator[None]:
     """While open, "cuda" is a device."""
@@ -140,8 +133,6 @@ def pretended_gpu() -> Iterator[None]:
         "torch.cuda.reset_peak_memory_stats": lambda *_: None,
         "torch.cuda.max_memory_allocated": lambda *_: gib,
         "torch.cuda.mem_get_info": lambda *_: (20 * gib, 24 * gib),
-        "torch.tensor": _then_placed(torch.tensor),
-        "torch.as_tensor": _then_placed(torch.as_tensor),
         "torch.Tensor.backward": lambda *_, **__: None,
         "torch.inference_mode": torch.no_grad,  # its tensors cannot be held by others
     }
@@ -155,23 +146,10 @@ def pretended_gpu() -> Iterator[None]:
         yield
 
 
-def load_once() -> None:
-    """Load models on the CPU: modules that are imported below a mode come out wrong."""
-    from transformers import LlavaOnevisionForConditionalGeneration
-
-    from mars2.pipelines import SdxlPipeline
-
-    LlavaOnevisionForConditionalGeneration.from_pretrained(MINIWORLD / "weights" / "critic")
-    base = MINIWORLD / "weights" / "sdxl"
-    settings: dict[str, Any] = {"resolution": 64, "steps": 1, "guidance_scale": 1.0}
-    SdxlPipeline.load(base, dtype="float32", device="cpu", **settings)
-
-
 def main() -> None:
     """Run commands, separated by "--", one after the other."""
     from mars2.cli import app
 
-    load_once()
     commands: list[list[str]] = [[]]
     for argument in sys.argv[1:]:
         if argument == "--":
