@@ -7,10 +7,38 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from baselines.adapter import AdapterError, LoraAdapter, LowRankDelta
+
+GRADIENT_SCALE = 2.0**16
+"""How much larger gradients are on their way through a float16 network.
+
+As they are they vanish: a loss is a mean over all of an image, and below 6e-8 there is nothing.
+`Denoiser.predict` makes them larger where they enter the network, `LowRankUpdate` smaller where
+they reach its factors (loss scaling: Micikevicius et al. 2018, Mixed Precision Training, 3.2).
+"""
+
+
+class _Scaled(torch.autograd.Function):
+    """The same numbers, with another gradient."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, factor: float) -> Tensor:
+        context.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * context.factor, None
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """``x``, whose gradient is multiplied by ``factor``."""
+    scaled: Tensor = _Scaled.apply(x, factor)
+    return scaled
 
 
 @dataclass(frozen=True)
@@ -18,15 +46,18 @@ class LowRankUpdate:
     """The function x -> up @ down @ x of one layer; differentiable in x and in both factors.
 
     It is computed in the factors' type and returned in x's: float32 factors keep their precision
-    under a half-precision network.
+    under a half-precision network. In a float16 one their gradients are divided by GRADIENT_SCALE.
     """
 
     delta: LowRankDelta
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(..., d_in)`` to ``(..., d_out)``."""
-        hidden = functional.linear(x.to(self.delta.down.dtype), self.delta.down)
-        return functional.linear(hidden, self.delta.up).to(x.dtype)
+        down, up = self.delta.down, self.delta.up
+        if x.dtype == torch.float16 and torch.is_grad_enabled():
+            down, up = (scale_gradient(factor, 1 / GRADIENT_SCALE) for factor in (down, up))
+        hidden = functional.linear(x.to(down.dtype), down)
+        return functional.linear(hidden, up).to(x.dtype)
 
 
 def adapter_updates(adapter: LoraAdapter) -> dict[str, Callable[[Tensor], Tensor]]:

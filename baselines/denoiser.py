@@ -18,6 +18,8 @@ from PIL import ImageOps
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from baselines.attach import GRADIENT_SCALE, scale_gradient
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -180,7 +182,11 @@ class Denoiser:
         return velocity
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The UNet's raw output ``(n, c, h, w)`` in its own type; differentiable."""
+        """The UNet's raw output ``(n, c, h, w)``; differentiable in what is ``attached`` to it.
+
+        It is in the UNet's own type, but for float16 with gradients: then in float32, and they are
+        GRADIENT_SCALE times larger inside the UNet than outside.
+        """
         output: Tensor = self.unet(
             noisy.to(self.dtype),
             timesteps,
@@ -190,6 +196,8 @@ class Denoiser:
                 "time_ids": conditioning.time_ids,
             },
         ).sample
+        if output.dtype == torch.float16 and torch.is_grad_enabled():
+            return scale_gradient(output.float(), GRADIENT_SCALE)
         return output
 
     @contextmanager

@@ -113,6 +113,8 @@ class SdxlPipeline:
             raise RunError(f"{model} is no SDXL pipeline diffusers can load: {error}") from error
         finally:
             diffusers_logging.set_verbosity(level)
+        if torch.device(device).type != "cpu":
+            pipe.vae.enable_slicing()  # SDXL's takes 3 GiB an image in float32, which it needs
         return cls(
             pipe.to(device),
             resolution=resolution,

@@ -143,7 +143,7 @@ def prepare(
         negative_prompt=generation.negative_prompt,
         resolution=generation.resolution,
         limit=choices.limit,
-        environment=environment(),
+        environment=environment(device),
     )
     return Plan(spec, suite, {method_spec.label: method for method_spec, method in methods})
 
@@ -233,15 +233,17 @@ def find_device(device: str) -> str:
     return device
 
 
-def environment() -> dict[str, str]:
-    """Return what a run was made with: versions, git revision, platform and time."""
+def environment(device: str = "cpu") -> dict[str, str]:
+    """Return what a run was made with: versions, git revision, platform, GPU and time."""
     packages = ("diffusers", "transformers", "peft", "numpy", "pillow")
+    gpu = torch.device(device).type == "cuda"
     return {
         "mars2": __version__,
         "torch": torch.__version__,
         **{name: importlib.metadata.version(name) for name in packages},
         "python": platform.python_version(),
         "platform": platform.platform(),
+        **({"gpu": torch.cuda.get_device_name(device)} if gpu else {}),
         "git": _git_revision(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +136,8 @@ class _Worker:
         self.pipeline = pipeline
         self.batch_size = batch_size
         self.save = save
-        self.adapter = lru_cache(maxsize=4)(self._load)  # jobs come case by case
-
-    def _load(self, concept: str) -> LoraAdapter:
-        adapter = load_adapter(self.plan.adapter_path(concept), name=concept)
-        return adapter.to(device=self.plan.spec.device)
+        # jobs come case by case; a cache of a method would keep the worker, and so the base model
+        self.adapter = lru_cache(maxsize=4)(partial(_load_adapter, run_plan))
 
     def do(self, job: Job) -> Cost:
         """Merge, draw and save the images of one job."""
@@ -252,6 +249,11 @@ class _Worker:
         return [open_image(path) for path in paths]
 
 
+def _load_adapter(run_plan: Plan, concept: str) -> LoraAdapter:
+    adapter = load_adapter(run_plan.adapter_path(concept), name=concept)
+    return adapter.to(device=run_plan.spec.device)
+
+
 def _one_of_each_shape(adapters: Sequence[LoraAdapter]) -> list[LoraAdapter]:
     """Adapters of the same layers, with one layer of each shape."""
     layers = {shape: layer for layer, shape in adapters[0].shapes().items()}.values()
@@ -268,6 +270,12 @@ def _named(job: Job) -> Iterator[None]:
         yield
     except (AdapterError, PluginError, RunError) as error:
         raise type(error)(f"{job.method} on {job.case_id}: {error}") from error
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"{job.method} on {job.case_id}: out of memory: draw fewer images at once "
+            "(--batch-size 1); a method that is fitted takes less with "
+            f"--method {job.method_name}:gradient_checkpointing=true, if it has that option"
+        ) from error
 
 
 def load_denoiser(suite: Suite, model: str | None, *, dtype: str | None, device: str) -> Denoiser:

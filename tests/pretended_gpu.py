@@ -5,7 +5,7 @@
 Tensors on "cuda" are held on the CPU, where every operation is done, with the same numbers. But
 they say they are on the GPU, and what CUDA refuses is refused: tensors of both devices in one
 operation, a generator of the other device, `numpy()`. What cannot be pretended is left out: memory,
-speed, CUDA's own kernels (attention is the plain one) and backward passes, which do nothing.
+speed, CUDA's own kernels (attention is the plain one) and backward passes, which give zeros.
 """
 
 import sys
@@ -118,6 +118,18 @@ def _on_gpu(value: Any) -> Any:
     return OnGpu(value) if isinstance(value, Tensor) else value
 
 
+def _no_gradients(loss: Tensor) -> None:
+    """Give each parameter that a loss depends on a gradient of zeros."""
+    seen, nodes = set(), [loss.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+            if hasattr(node, "variable"):
+                node.variable.grad = torch.zeros_like(node.variable)
+
+
 @contextmanager
 def pretended_gpu() -> Iterator[None]:
     """While open, "cuda" is a device."""
@@ -133,7 +145,8 @@ def pretended_gpu() -> Iterator[None]:
         "torch.cuda.reset_peak_memory_stats": lambda *_: None,
         "torch.cuda.max_memory_allocated": lambda *_: gib,
         "torch.cuda.mem_get_info": lambda *_: (20 * gib, 24 * gib),
-        "torch.Tensor.backward": lambda *_, **__: None,
+        "torch.cuda.get_device_name": lambda *_: "a pretended GPU",
+        "torch.Tensor.backward": _no_gradients,
         "torch.inference_mode": torch.no_grad,  # its tensors cannot be held by others
     }
     with ExitStack() as stack:

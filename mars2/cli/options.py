@@ -16,6 +16,10 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="float32, float16 or bfloat16.  [default: float32 on a CPU, else float16]"),
 ]
+TrainingDtype = Annotated[
+    str | None,
+    typer.Option(help="float32, float16 or bfloat16.  [default: float32 on a CPU, else bfloat16]"),
+]
 JudgeDtype = Annotated[
     str | None,
     typer.Option(

@@ -11,7 +11,7 @@ import typer
 
 from benchmark_data.suite import Case, Concept, Suite
 from mars2.cli.generating import load_denoiser, training_settings
-from mars2.cli.options import Device, Dtype, Model, SuiteName, parse_dtype
+from mars2.cli.options import Device, Model, SuiteName, TrainingDtype, parse_dtype
 from mars2.cli.progress import progress
 from mars2.job import RunError
 from mars2.wording import listed
@@ -80,7 +80,7 @@ def lora(
     unconditional_below: UnconditionalBelow = None,
     seed: FactorSeed = None,
     gradient_checkpointing: Checkpointing = None,
-    dtype: Dtype = None,
+    dtype: TrainingDtype = None,
     device: Device = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be trained, and what is missing.")
@@ -151,7 +151,7 @@ def joint(
     unconditional_below: UnconditionalBelow = None,
     seed: FactorSeed = None,
     gradient_checkpointing: Checkpointing = None,
-    dtype: Dtype = None,
+    dtype: TrainingDtype = None,
     device: Device = "auto",
 ) -> None:
     """Train a LoRA of a subject and a style together, for each pair; what is there is skipped.
@@ -236,7 +236,7 @@ def hypernet(
     ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of the weights and of each step.")] = None,
     gradient_checkpointing: Checkpointing = None,
-    dtype: Dtype = None,
+    dtype: TrainingDtype = None,
     device: Device = "auto",
 ) -> None:
     """Train LoRA.rar's hypernetwork on the pairs of a suite's train split."""

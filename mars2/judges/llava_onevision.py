@@ -206,9 +206,13 @@ class LlavaOnevisionJudge:
         prefix = self._prefixes.get(key)
         if prefix is None:
             embeddings = torch.cat([self._embed(before), features, self._embed(between)])
-            cache = DynamicCache(config=self.model.config.text_config)
-            read = partial(self.model.model, **{self._cache_argument: cache})
-            halving(lambda rows: [read(inputs_embeds=torch.stack(rows))], [embeddings])
+
+            def read(rows: list[Tensor]) -> list[DynamicCache]:
+                cache = DynamicCache(config=self.model.config.text_config)
+                self.model.model(inputs_embeds=torch.stack(rows), **{self._cache_argument: cache})
+                return [cache]
+
+            [cache] = halving(read, [embeddings], failed=lambda _: self._drop())
             prefix = Prefix(cache, len(embeddings))
             self._prefixes.put(key, prefix)
         return prefix
@@ -241,11 +245,15 @@ class LlavaOnevisionJudge:
         def shrink(count: int) -> None:
             longest = max(len(row.ending) for row in rows)
             self._batch_positions = count // 2 * (prefix.positions + longest)
-            self._features.clear()
-            self._prefixes.clear()
+            self._drop()
 
         verdicts = halving(lambda part: self._answer(part, prefix), rows, failed=shrink)
         return zip([row.number for row in rows], verdicts, strict=True)
+
+    def _drop(self) -> None:
+        """Keep nothing of earlier images and references."""
+        self._features.clear()
+        self._prefixes.clear()
 
     def _answer(self, rows: Sequence[_Row], prefix: Prefix) -> list[Verdict]:
         logits = self._first_logits([row.ending for row in rows], prefix)

@@ -219,18 +219,18 @@ class QwenVlJudge:
         """Return keys and values of all that stands before the test image, in any of its rows."""
         prefix = self._prefixes.get(key)
         if prefix is None:
-            cache = DynamicCache(config=self.model.config.text_config)
 
-            def read(rows: list[Tensor]) -> list[None]:
+            def read(rows: list[Tensor]) -> list[DynamicCache]:
+                cache = DynamicCache(config=self.model.config.text_config)
                 self.model.model(
                     input_ids=torch.stack(rows),
                     position_ids=row.places[:, None, : row.start],
                     mm_encoder_outputs={"image": _together([reference])},
                     **{self._cache_argument: cache},
                 )
-                return [None]
+                return [cache]
 
-            halving(read, [row.ids[: row.start]])
+            [cache] = halving(read, [row.ids[: row.start]], failed=lambda _: self._drop())
             prefix = Prefix(cache, row.start)
             self._prefixes.put(key, prefix)
         return prefix
@@ -257,11 +257,15 @@ class QwenVlJudge:
 
         def shrink(count: int) -> None:
             self._batch_positions = count // 2 * max(len(row.ids) for row in rows)
-            self._seen.clear()
-            self._prefixes.clear()
+            self._drop()
 
         verdicts = halving(lambda part: self._answer(part, prefix), rows, failed=shrink)
         return zip([row.number for row in rows], verdicts, strict=True)
+
+    def _drop(self) -> None:
+        """Keep nothing of earlier images and references."""
+        self._seen.clear()
+        self._prefixes.clear()
 
     def _answer(self, rows: Sequence[_Row], prefix: Prefix) -> list[Verdict]:
         return [

@@ -1,5 +1,6 @@
 """Whether a model fits into memory, said before it is loaded; batches halved where it does not."""
 
+import gc
 import os
 import re
 from collections.abc import Callable
@@ -59,9 +60,13 @@ def memory_need(config: Any, parameters: int, dtype: torch.dtype) -> Need:
 def free_memory(device: str) -> int | None:
     """Return the free memory of a GPU, or of this machine, bytes; None where it is not told.
 
+    On a GPU, what earlier models left is given back first.
+
     Where a container or a batch job may take less than the machine has, that is what is free.
     """
     if device.startswith("cuda"):
+        gc.collect()  # a model that is no more used may be kept by a cycle,
+        torch.cuda.empty_cache()  # and what it leaves is torch's until it is given back
         return int(torch.cuda.mem_get_info(device)[0])
     told = [free for free in (_free_in_machine(), free_in_group()) if free is not None]
     return min(told, default=None)
@@ -142,7 +147,8 @@ def halving(
     Args:
         function: Returns a list with a value for each item.
         items: At least one.
-        failed: Called with each number of items that were too many.
+        failed: Called with each number of items that were too many; what it drops may make room
+            for a single one, which is tried once more.
 
     Raises:
         JudgeError: Memory does not suffice for one.
@@ -150,13 +156,15 @@ def halving(
     try:
         return function(items)
     except torch.OutOfMemoryError as error:
-        if len(items) < 2:
+        if len(items) < 2 and failed is None:
             raise JudgeError(f"out of memory at a single question or image: {ADVICE}") from error
     # here the failed call's tensors are gone with its traceback
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if failed is not None:
         failed(len(items))
+    if len(items) < 2:
+        return halving(function, items)
     middle = len(items) // 2
     return halving(function, items[:middle], failed=failed) + halving(
         function, items[middle:], failed=failed

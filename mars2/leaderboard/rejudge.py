@@ -4,7 +4,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmark_data.load import load_suite
 from leaderboards.entry import Entry
@@ -12,6 +12,25 @@ from leaderboards.records import Records
 from leaderboards.shape import Problem
 from mars2.job import RunError
 from mars2.store import RunStore
+
+if TYPE_CHECKING:
+    from mars2.metrics import MetricSettings
+
+
+def _settings(judge: str, entries: Sequence[Entry]) -> "MetricSettings":
+    """The suite's judge, as it was asked for the entries: another dtype is another judge.
+
+    Raises:
+        RunError: The entries were not all judged alike.
+    """
+    from mars2.metrics import MetricSettings
+
+    asked = {(entry.judge.dtype, entry.judge.layout) for entry in entries}
+    if len(asked) > 1:
+        told = ", ".join(sorted(" ".join(parts) for parts in asked))
+        raise RunError(f"these entries were judged in different ways ({told}): check them apart")
+    [(dtype, layout)] = asked
+    return MetricSettings(judge=judge, dtype=dtype or None, layout=layout or "anyres", cache=False)
 
 
 def rejudge(
@@ -32,11 +51,12 @@ def rejudge(
         judge: Whom to ask; None: the suite's own judge.
 
     Raises:
-        RunError: The run is of another suite, or no entry's method is in it.
+        RunError: The run is of another suite, no entry's method is in it, or entries were judged
+            in different ways.
         JudgeError: The judge cannot be loaded.
     """
     from mars2.judges import TEMPLATES
-    from mars2.metrics import MetricSettings, load_metric
+    from mars2.metrics import load_metric
     from mars2.metrics.mars2 import Mars2Metric
     from mars2.references import find_references
     from mars2.score import evaluated
@@ -55,7 +75,7 @@ def rejudge(
     drawn = random.Random(seed).sample(found, min(count, len(found)))
     models = load_suite(store.spec.suite).models
     metric = (
-        load_metric("mars2", MetricSettings(judge=models.judge, cache=False))
+        load_metric("mars2", _settings(models.judge, [entry for entry, _, _ in found]))
         if judge is None
         else Mars2Metric(judge, TEMPLATES)
     )

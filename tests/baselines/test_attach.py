@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,3 +120,34 @@ def test_equals_dense_weights_throughout_the_unet(
         without = denoiser.predict(noisy, timesteps, conditioning)
     torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-12)
     assert (output - without).abs().max() > 1e-3
+
+
+def test_float16_gradients_do_not_vanish(
+    tiny_sdxl: Path, random_adapter: Callable[..., LoraAdapter]
+) -> None:
+    gradients = []
+    for dtype in (torch.float32, torch.float16):
+        denoiser = Denoiser.load(tiny_sdxl, dtype=dtype, resolution=16)
+        adapter = random_adapter(1)
+        factors = [delta.down.requires_grad_() for delta in adapter.deltas.values()]
+        noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+        conditioning = denoiser.encode_prompts(["a cat", "a dog"])
+        with attached(denoiser.unet, adapter_updates(adapter)):
+            answer = denoiser.predict(noisy, torch.tensor([300, 700]), conditioning)
+            # as small as where an image has 4 x 128 x 128 numbers: below what float16 can say
+            loss = answer.float().square().mean() * 1e-5
+        loss.backward()
+        gradients.append(torch.cat([factor.grad.flatten() for factor in factors]))
+    exact, half = gradients
+    assert half.dtype == torch.float32
+    assert half.count_nonzero() > 0.99 * exact.count_nonzero()
+    assert torch.cosine_similarity(exact, half, dim=0) > 0.999
+    assert half.norm() == pytest.approx(exact.norm().item(), rel=0.01)
+
+
+def test_answers_without_gradients_keep_the_networks_type(tiny_sdxl: Path) -> None:
+    denoiser = Denoiser.load(tiny_sdxl, dtype=torch.float16, resolution=16)
+    conditioning = denoiser.encode_prompts(["a cat"])
+    with torch.no_grad():
+        answer = denoiser.predict(torch.zeros(1, 4, 8, 8), torch.tensor([5]), conditioning)
+    assert answer.dtype == torch.float16

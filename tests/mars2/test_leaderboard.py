@@ -347,6 +347,10 @@ def test_the_judge_is_asked_again(cli: Cli, here: Path) -> None:
     assert any(problem.expected.startswith("image ") for problem in found)
     with pytest.raises(RunError, match="no images of the entries"):
         rejudge([], here / "run", count=1)
+    (entry, records), *others = entries
+    half = replace(entry, judge=replace(entry.judge, dtype="float16"))
+    with pytest.raises(RunError, match="judged in different ways"):
+        rejudge([(half, records), *others], here / "run", count=1)
 
 
 def test_a_method_is_in_the_track_of_its_kind() -> None:

@@ -1,5 +1,6 @@
 """Running a suite: planned, resumed, the same bytes twice, and refused with a reason."""
 
+import gc
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +84,35 @@ def test_a_run_gives_all_images_and_costs(world, pipeline: SdxlPipeline, tmp_pat
     assert all(cost.merge_seconds >= 0 and cost.generation_seconds > 0 for cost in costs)
     assert all(cost.peak_bytes and cost.peak_bytes > 50e6 for cost in costs)
     assert {cost.memory for cost in costs} == {"resident set"}
+
+
+def test_the_base_model_is_let_go_after_a_run(world, tiny_sdxl: Path, tmp_path: Path) -> None:
+    plan = prepared(world)
+    loaded = SdxlPipeline.of_spec(plan.spec)
+    kept = weakref.ref(loaded)
+    gc.collect()
+    gc.disable()  # no collector but the end of its last use
+    try:
+        for _ in run(plan, RunStore.create(tmp_path / "run", plan.spec), loaded):
+            pass
+        del loaded
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_out_of_memory_names_the_job_and_what_to_do(
+    world, pipeline: SdxlPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pipeline, "generate", full)
+    plan = prepared(world)
+    store = RunStore.create(tmp_path / "run", plan.spec)
+    with pytest.raises(RunError, match=r"on cat_ink: out of memory: .*--batch-size 1"):
+        list(run(plan, store, pipeline))
+    assert files(tmp_path) == {}
 
 
 def test_controls_show_what_their_names_say(world, pipeline: SdxlPipeline, tmp_path: Path) -> None:

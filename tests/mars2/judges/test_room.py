@@ -1,3 +1,4 @@
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -126,6 +127,39 @@ def test_batches_are_halved_until_they_fit():
 def test_out_of_memory_at_one_is_a_clear_error():
     with pytest.raises(JudgeError, match="out of memory at a single question"):
         halving(most(0, []), [1, 2])
+
+
+def test_one_is_tried_again_when_something_was_dropped():
+    dropped = []
+
+    def function(items):
+        if not dropped:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return items
+
+    assert halving(function, [5], failed=dropped.append) == [5]
+    assert dropped == [1]
+    with pytest.raises(JudgeError, match="out of memory at a single question"):
+        halving(most(0, []), [1], failed=dropped.append)
+    assert dropped == [1, 1]
+
+
+def test_what_earlier_models_left_on_a_gpu_is_given_back_before_it_is_asked(monkeypatch):
+    done = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: done.append("empty_cache"))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: done.append("asked") or (7, 9))
+    cycle = []
+    cycle.append(cycle)
+    gone = weakref.ref(_Kept(cycle))
+    cycle.append(gone())
+    del cycle
+    assert free_memory("cuda:0") == 7
+    assert done == ["empty_cache", "asked"]
+    assert gone() is None
+
+
+class _Kept(list):
+    """Something that a cycle can hold."""
 
 
 def test_other_errors_pass_through():
