@@ -118,6 +118,12 @@ def main() -> None:
             sys.stderr.write("mars2: interrupted; the same command goes on\n")
         raise
     except (ValueError, RuntimeError) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            _fail(
+                "out of memory on the GPU: give it less at once (--batch-size, or "
+                "--gradient-checkpointing where a command has it) or free it of other work; the "
+                "same command goes on"
+            )
         if not any(kind.__name__ in PUBLIC_ERRORS for kind in type(error).__mro__):
             raise
         _fail(str(error), getattr(error, "problems", ()))

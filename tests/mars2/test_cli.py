@@ -372,6 +372,21 @@ def test_nothing_is_downloaded_while_something_else_is_missing(
     assert asked == ["nobody/nothing"]
 
 
+def test_a_full_gpu_is_one_line_and_exit_code_2(
+    cli: Cli, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("mars2.run.load_denoiser", full)
+    code, _, said = cli(
+        "train", "lora", "--suite", world.suite, "--concept", "cat", "--out", tmp_path / "out"
+    )
+    assert code == 2
+    assert said.startswith("mars2: out of memory on the GPU: ")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("change", "arguments", "words"),
     [
