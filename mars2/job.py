@@ -141,7 +141,7 @@ class RunSpec:
         model: Folder or hub id of the base model, as given.
         model_revision: Digest of the folder's files, or the hub's commit.
         dtype: "float32", "float16" or "bfloat16".
-        device: Resolved, "cpu" or "cuda" (never "auto").
+        device: Resolved, "cpu", "cuda" or "cuda:1" (never "auto").
         adapters: Folder of the adapters, as given or from the suite.
         adapter_digests: Concept id -> digest of its adapter's content.
         seeds: The same for every case and method.
@@ -214,9 +214,11 @@ class RunSpec:
         """Return one line for each thing that forbids `other` to go on in the folder of this run.
 
         Methods may be added, pairs and seeds too where all methods are there again; fewer pairs or
-        seeds are some of those that are there, and files may lie elsewhere with the same content.
+        seeds are some of those that are there, and files may lie elsewhere with the same content,
+        as one GPU may stand for another.
         """
         free = {"methods", "environment", "model", "adapters", "adapter_digests", "suite", "limit"}
+        free |= {"device"} if _kind(self.device) == _kind(other.device) else set()
         lines = []
         left_out = [label for label in self.labels if label not in other.labels]
         grown = _grown(self, other)
@@ -253,10 +255,11 @@ class RunSpec:
     def grown_to(self, other: "RunSpec") -> "RunSpec":
         """Return this run with those methods, pairs and seeds of `other` that it does not have.
 
-        A pair that gets more seeds is another job, which draws all of them.
+        It goes on where `other` would run. A pair that gets more seeds is another job, which draws
+        all of them.
         """
         added = tuple(method for method in other.methods if method.label not in self.labels)
-        grown = dataclasses.replace(self, methods=self.methods + added)
+        grown = dataclasses.replace(self, methods=self.methods + added, device=other.device)
         names = _grown(self, other)
         if "seeds" in names:
             grown = dataclasses.replace(grown, seeds=other.seeds)
@@ -292,6 +295,11 @@ class RunSpec:
 
 
 _NOUNS = {"cases": "pairs", "seeds": "seeds"}
+
+
+def _kind(device: str) -> str:
+    """Return a device without its number."""
+    return device.partition(":")[0]
 
 
 def _grown(one: RunSpec, other: RunSpec) -> list[str]:
@@ -364,7 +372,7 @@ def plan(spec: RunSpec) -> list[Job]:
             suite_revision=spec.suite_revision,
             model_revision=spec.model_revision,
             dtype=spec.dtype,
-            device=spec.device,
+            device=_kind(spec.device),
             steps=spec.steps,
             guidance_scale=spec.guidance_scale,
             negative_prompt=spec.negative_prompt,

@@ -25,7 +25,7 @@ JudgeDtype = Annotated[
     typer.Option(
         "--dtype",
         help="The judge's: float32, float16 or bfloat16.  "
-        "[default: float32 on a CPU, else float16]",
+        "[default: float32 on a CPU, else float16; `qwen_vl`: bfloat16]",
     ),
 ]
 

@@ -353,7 +353,6 @@ def prompts(
     from benchmark_data.load import load_suite
     from mars2.judge_check import plan_controls
     from mars2.judges import ServerSettings, identify_judge, load_judge
-    from mars2.judges.cached import AnswerCache, CachedJudge
     from mars2.references import find_references
     from mars2.studies.asking import plan_study
     from mars2.studies.prompts import study_prompts
@@ -393,14 +392,12 @@ def prompts(
     if dry_run:
         return
     threads.fit_threads(name)
-    asked = load_judge(name, dtype=dtype, device=device, layout=layout, server=server)
     with progress("ask", unit="question", total=plan.questions) as bar:
         result = study_prompts(
             store,
             plan,
-            CachedJudge(asked, AnswerCache()),
+            partial(load_judge, name, **same, cache=True),
             references,
-            fresh=asked,
             others=others,
             resamples=resamples,
             seed=seed,

@@ -233,7 +233,8 @@ def load_judge(
 
     Args:
         spec: ``NAME:SOURCE``, such as ``llava_onevision:lmms-lab/llava-critic-7b``.
-        dtype: float32, float16 or bfloat16; None: float16 on a GPU, as published, else float32.
+        dtype: float32, float16 or bfloat16; None: float16 (of `qwen_vl`: bfloat16) on a GPU, else
+            float32.
         device: As torch names it; "auto": a GPU if there is one.
         layout: How the judge sees two images: "anyres" (the protocol) or "pad".
         server: How to ask a judge that is behind a server.
@@ -291,7 +292,7 @@ def identify_judge(
     from mars2.judges.sources import find_model
     from mars2.judges.weights import resolve
 
-    dtype, _ = resolve(dtype, device)
+    dtype, _ = resolve(name, dtype, device)
     model = find_model(source).id
     if name == "qwen_vl":
         return qwen_vl.judge_id(model, dtype)

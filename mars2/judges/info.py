@@ -85,7 +85,7 @@ def inspect_judge(
         )
     if layout not in get_args(Layout):
         raise JudgeError(f"layout is {layout!r}; give one of {', '.join(get_args(Layout))}")
-    dtype, device = resolve(dtype, device)
+    dtype, device = resolve(name, dtype, device)
     found = find_model(source)
     weights = stored_weights(found.folder)
     architecture, files, config = _READERS[name](found.folder, weights)

@@ -120,7 +120,7 @@ class LlavaOnevisionJudge:
         """
         if layout not in get_args(Layout):
             raise JudgeError(f"layout is {layout!r}; give one of {', '.join(get_args(Layout))}")
-        dtype, device = resolve(dtype, device)
+        dtype, device = resolve("llava_onevision", dtype, device)
         found = find_model(source)
         parameters = count_parameters(stored_weights(found.folder))
         require_room(

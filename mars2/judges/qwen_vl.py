@@ -157,7 +157,7 @@ class QwenVlJudge:
 
         Args:
             source: Folder, hub id, or hub id@revision.
-            dtype: float32, float16 or bfloat16; None: float16 on a GPU, else float32.
+            dtype: float32, float16 or bfloat16; None: bfloat16 on a GPU, else float32.
             device: As torch names it; "auto": a GPU if there is one.
             layout: "anyres", the default of every judge: these models have one layout.
 
@@ -166,7 +166,7 @@ class QwenVlJudge:
         """
         if layout != "anyres":
             raise JudgeError(f"layout is {layout!r}; a Qwen-VL judge has one way to see images")
-        dtype, device = resolve(dtype, device)
+        dtype, device = resolve("qwen_vl", dtype, device)
         found = find_model(source)
         architecture, config = qwen_config(found.folder)
         parameters = count_parameters(stored_weights(found.folder))

@@ -17,14 +17,17 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+HALF: Mapping[str, str] = {"llava_onevision": "float16", "qwen_vl": "bfloat16"}
+"""A judge's dtype on a GPU: as published; as stored, where float16 may not hold its numbers."""
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def resolve(dtype: str | None, device: str) -> tuple[str, str]:
+def resolve(judge: str, dtype: str | None, device: str) -> tuple[str, str]:
     """Return the dtype's name and the device that a judge is loaded with.
 
     Args:
-        dtype: Name in `DTYPES`; None: float16 on a GPU, as published, else float32.
+        judge: Name in `HALF`.
+        dtype: Name in `DTYPES`; None: the judge's `HALF` on a GPU, else float32.
         device: As torch names it; "auto": a GPU if there is one.
 
     Raises:
@@ -33,7 +36,7 @@ def resolve(dtype: str | None, device: str) -> tuple[str, str]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype is None:
-        dtype = "float32" if device == "cpu" else "float16"
+        dtype = "float32" if device == "cpu" else HALF[judge]
     if dtype not in DTYPES:
         raise JudgeError(f"dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
     return dtype, device

@@ -13,6 +13,7 @@ from mars2.files import read_image
 from mars2.job import RunError
 from mars2.judge_check import Control
 from mars2.judges import Judge, Question, Template, Verdict
+from mars2.judges.cached import CachedJudge
 from mars2.judges.prompts import TEMPLATES, Aspect, choose, load_templates
 from mars2.references import References
 from mars2.store import RunStore, Sample
@@ -188,21 +189,17 @@ def plan_study(
 
 @dataclass
 class Asker:
-    """Puts the questions of a plan to judges.
+    """Puts the questions of a plan to judges, of which one is in memory at a time.
 
     Attributes:
-        judge: Who is asked.
-        fresh: The same judge without kept answers.
-        others: What loads other judges, by name; one is in memory at a time.
+        judges: What loads them, by name; the usual one's is "".
         references: Of the run's concepts.
         batch_size: Questions put to a judge together.
         progress: Called with the number of questions answered since the last call.
-        ids: Of the other judges that were asked, by name.
+        ids: Of the judges that were asked, by name.
     """
 
-    judge: Judge
-    fresh: Judge
-    others: Mapping[str, Callable[[], Judge]]
+    judges: Mapping[str, Callable[[], Judge]]
     references: References
     batch_size: int
     progress: Callable[[int], None] | None
@@ -211,14 +208,16 @@ class Asker:
 
     def about(self, samples: Sequence[Sample], variant: Variant, aspect: Aspect) -> list[Verdict]:
         """Return the verdicts about images, asked in one way."""
-        asked = self._other(variant.judge) if variant.judge else self.judge
+        judge = self._judge(variant.judge)
+        if variant.fresh and isinstance(judge, CachedJudge):
+            judge = judge.judge
         questions = [self._question(samples, sample, variant, aspect) for sample in samples]
-        return self._ask(self.fresh if variant.fresh else asked, questions)
+        return self._ask(judge, questions)
 
-    def _other(self, name: str) -> Judge:
+    def _judge(self, name: str) -> Judge:
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None  # gone before the next one comes
-            self._loaded = (name, self.others[name]())
+            self._loaded = (name, self.judges[name]())
             self.ids[name] = self._loaded[1].id
         return self._loaded[1]
 
@@ -248,7 +247,7 @@ class Asker:
                     )
                     for control in plan.controls
                 ]  # fmt: skip
-                found[variant.name] = self._ask(self.judge, questions)
+                found[variant.name] = self._ask(self._judge(""), questions)
         return found
 
     def _ask(self, judge: Judge, questions: Sequence[Question]) -> list[Verdict]:

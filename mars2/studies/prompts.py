@@ -39,10 +39,9 @@ BASELINES = ("repeat", "wrong reference")
 def study_prompts(
     store: RunStore,
     plan: Plan,
-    judge: Judge,
+    load: Callable[[], Judge],
     references: References,
     *,
-    fresh: Judge | None = None,
     others: Mapping[str, Callable[[], Judge]] | None = None,
     batch_size: int = 64,
     resamples: int = 1000,
@@ -54,10 +53,10 @@ def study_prompts(
     Args:
         store: The run.
         plan: What is asked.
-        judge: Who is asked.
+        load: What loads the judge. Kept answers are not used for repeats.
         references: Of the run's concepts.
-        fresh: The same judge without kept answers, for repeats; None: `judge` keeps none.
-        others: What loads the plan's other judges, by name; each is loaded when it is asked.
+        others: What loads the plan's other judges, by name; each is loaded when the one before has
+            been asked everything, and has been let go.
         batch_size: Questions put to a judge together.
         resamples: Bootstrap samples of pairs.
         seed: Of the resampling.
@@ -66,9 +65,10 @@ def study_prompts(
     Raises:
         JudgeError: A judge fails.
     """
-    asker = Asker(judge, fresh or judge, others or {}, references, batch_size, progress)
+    asker = Asker({"": load, **(others or {})}, references, batch_size, progress)
+    truths = asker.known(plan)
     answers: dict[tuple[str, Aspect], list[Verdict]] = {}
-    for variant in (*plan.variants, *plan.crossed):
+    for variant in sorted((*plan.variants, *plan.crossed), key=lambda one: bool(one.judge)):
         for number, aspect in enumerate(ASPECTS):
             if variant.draw:
                 rng = np.random.default_rng([seed, 2, variant.draw, number])
@@ -77,7 +77,6 @@ def study_prompts(
                 answers[variant.name, aspect] = asker.about(plan.samples, variant, aspect)
     if not any(one.p_yes is not None for aspect in ASPECTS for one in answers["usual", aspect]):
         plan = replace(plan, variants=tuple(one for one in plan.variants if not one.draw))
-    truths = asker.known(plan)
     clusters = runs.Clusters.draw(
         [sample.case for sample in plan.samples], resamples=resamples, seed=seed
     )
@@ -89,11 +88,11 @@ def study_prompts(
     sheets = (families, variants, rankings, sources, decisions, truth)
     return Result(
         "prompts", "Does the judge's answer hang on how it is asked?",
-        _text(plan, judge, families, variants, rankings, decisions, truth), sheets,
+        _text(plan, asker.ids[""], families, variants, rankings, decisions, truth), sheets,
         {"prompts": _figure(plan, variants, answers)},
-        {"run": str(store.folder), "judge": judge.id, "images": len(plan.samples),
+        {"run": str(store.folder), "judge": asker.ids[""], "images": len(plan.samples),
          "questions": plan.questions, "resamples": resamples, "seed": seed,
-         "others": asker.ids},
+         "others": {name: id_ for name, id_ in asker.ids.items() if name}},
     )  # fmt: skip
 
 
@@ -109,7 +108,7 @@ def _spoken(value: Value) -> str:
 
 def _text(
     plan: Plan,
-    judge: Judge,
+    judge: str,
     families: Sheet,
     variants: Sheet,
     rankings: Sheet,
@@ -117,7 +116,7 @@ def _text(
     truth: Sheet,
 ) -> str:
     sentences = [
-        f"{judge.id.partition(' ')[0]} was asked {plan.questions} questions about "
+        f"{judge.partition(' ')[0]} was asked {plan.questions} questions about "
         f"{len(plan.samples)} images."
     ]
     by_name = {str(row[0]): row for row in families.rows}

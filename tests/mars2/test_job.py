@@ -105,6 +105,15 @@ def test_where_files_lie_changes_nothing(change: dict[str, object]) -> None:
     assert make_spec().differences(make_spec(**change)) == []
 
 
+def test_another_gpu_goes_on_with_a_run_and_is_the_one_that_draws() -> None:
+    first, second, cpu = (make_spec(device=name) for name in ("cuda:0", "cuda:1", "cpu"))
+    assert first.differences(second) == []
+    assert first.grown_to(second).device == "cuda:1"
+    assert [job.id for job in plan(first)] == [job.id for job in plan(second)]
+    assert first.differences(cpu) == ["device was cuda:0, now cpu"]
+    assert plan(first)[0].id != plan(cpu)[0].id
+
+
 def test_a_file_option_counts_by_its_content() -> None:
     def job_id(path: str, content: str) -> str:
         method = MethodSpec("hyper", {}, {"checkpoint": path}, files={"checkpoint": content})

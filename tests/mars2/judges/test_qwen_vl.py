@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mars2.judges import TEMPLATES, JudgeError, Question, load_judge
+from mars2.judges import TEMPLATES, JudgeError, Question, identify_judge, load_judge
 from mars2.judges.answers import read_first_token
 from mars2.judges.info import inspect_judge
 from mars2.judges.qwen_vl import QwenVlJudge
@@ -276,6 +276,15 @@ def test_text_is_greedy_whatever_the_folder_says_of_generation(family, folders, 
     verdict = judge.ask([question])[0]
     assert verdict.raw == judge._tokenizer.decode(said, skip_special_tokens=False)
     assert (verdict.answer, verdict.p_yes, verdict.margin) == (None, None, None)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_a_gpu_it_computes_as_it_is_stored(family, folders):
+    spec = f"qwen_vl:{folders[family]}"
+    assert identify_judge(spec, device="cuda").endswith(" bfloat16")
+    assert identify_judge(spec, device="cuda", dtype="float16").endswith(" float16")
+    assert identify_judge(spec, device="cpu").endswith(" float32")
+    assert inspect_judge(spec, device="cpu").dtype == "float32"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

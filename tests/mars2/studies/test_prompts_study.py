@@ -1,6 +1,7 @@
 """Robustness of judges that are known to be robust, careless, or blind."""
 
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def study(made: RunStore, references: References, judge: ScriptedJudge, known: i
     plan = plan_study(made, references, controls, images=28)
     asked: list[int] = []
     result = study_prompts(
-        made, plan, judge, references, resamples=50, progress=lambda count: asked.append(count)
+        made, plan, lambda: judge, references, resamples=50, progress=asked.append
     )
     assert sum(asked) == plan.questions
     return result
@@ -172,22 +173,26 @@ def test_other_judges_are_loaded_when_they_are_asked_one_at_a_time(
     made: RunStore, references: References
 ):
     loaded: list[str] = []
+    before: list[weakref.ref[ScriptedJudge]] = []
 
     def load(name: str, answer: str) -> ScriptedJudge:
+        assert not any(judge() for judge in before)  # on a GPU two may not fit
         loaded.append(name)
-        return ScriptedJudge.from_table({"subject": answer, "style": answer})
+        judge = ScriptedJudge.from_table({"subject": answer, "style": answer})
+        before.append(weakref.ref(judge))
+        return judge
 
     plan = plan_study(made, references, images=14, others={"bfloat16": "dtype", "pad": "layout"})
     assert loaded == []
     result = study_prompts(
         made,
         plan,
-        ScriptedJudge.from_table({"subject": "Yes", "style": "Yes"}),
+        lambda: load("usual", "Yes"),
         references,
         others={"bfloat16": lambda: load("bfloat16", "Yes"), "pad": lambda: load("pad", "No")},
         resamples=10,
     )
-    assert loaded == ["bfloat16", "pad"]
+    assert loaded == ["usual", "bfloat16", "pad"]
     assert row(result, "variants", "subject: dtype bfloat16")["flips"].value == 0
     assert row(result, "variants", "subject: layout pad")["flips"].value == 1
     assert row(result, "families", "style: layout")["other top"] == 0
