@@ -26,6 +26,8 @@ from benchmark_data.miniworld.world import (
     SUBJECTS,
     TOKEN,
     WORDS,
+    Look,
+    Thing,
     caption,
     random_look,
     random_thing,
@@ -192,6 +194,20 @@ def test_half_of_what_a_refinement_learns_from_is_what_was_lacking() -> None:
     for key, lacking in base.LACKING.items():
         share = np.mean([(look.family, look.texture) == key for look in drawn])
         assert share == pytest.approx(lacking / total, abs=0.03)
+
+
+def test_a_refinement_meets_families_alone() -> None:
+    shown = [(Thing("mug", "red", "green", "plain"), Look("pixel", "night", "outlined"))] * 3000
+    share = {}
+    for refine in (False, True):
+        texts = base.captions(shown, np.random.default_rng(5), refine=refine)
+        assert all(text.endswith("pixel style") for text in texts)
+        share[refine] = np.mean(
+            [("night" in text, "outlined" in text) == (False, False) for text in texts]
+        )
+    unsaid = (1 - base.PALETTE) * (1 - base.TEXTURE)
+    assert share[False] == pytest.approx(unsaid, abs=0.01)
+    assert share[True] == pytest.approx(base.BRIEF + (1 - base.BRIEF) * unsaid, abs=0.03)
 
 
 def test_a_refined_pipeline_keeps_its_text_encoders(

@@ -51,20 +51,24 @@ PALETTE, TEXTURE = 0.8, 0.9  # chances that a caption says them: what is not sai
 FINE = ("crayon", "neon", "oil", "woodcut", "mosaic", "glass", "chalk")
 """Families whose textures come last: drawn twice as often as the others."""
 LACKING = {
-    ("flat", "plain"): 0.33,
-    ("line", "sketchy"): 0.58,
-    ("watercolor", "wet"): 0.33,
-    ("crayon", "crossed"): 0.42,
+    ("flat", "plain"): 0.5,
+    ("line", "sketchy"): 0.25,
+    ("watercolor", "wet"): 0.5,
+    ("watercolor", "edged"): 0.25,
+    ("crayon", "crossed"): 0.6,
+    ("pixel", "scanlines"): 0.25,
     ("neon", "tube"): 0.5,
-    ("neon", "haze"): 0.25,
-    ("oil", "dabs"): 0.33,
-    ("oil", "swirl"): 0.58,
+    ("neon", "double"): 0.6,
+    ("neon", "haze"): 0.4,
+    ("oil", "dabs"): 0.4,
+    ("oil", "swirl"): 0.4,
     ("chalk", "hatched"): 0.25,
 }
-"""Family and texture: share of pictures in which the seventh version's base did not draw what the
-caption asked for, where that was a quarter or more (12 captions each, read by the classifier of
-`measure`). Half of what a refinement learns from is chosen so."""
+"""Family and texture: about the share of pictures in which the base before did not draw what the
+caption asked for, where that was a quarter or more (260 captions, read by a small classifier).
+Half of what a refinement learns from is chosen so."""
 LITTLE_NOISE, REFINED = 500, 0.75  # timesteps below which a refinement draws so much of its images
+BRIEF = 0.2  # share of a refinement's captions that name the family alone, no palette, no texture
 DROPPED = 0.1  # share of images whose caption is left out, for classifier-free guidance
 
 
@@ -119,6 +123,17 @@ def load_sets(paths: list[Path]) -> tuple[Tensor, list[tuple[Thing, Look]]]:
         latents.append(tensors["latents"])
         drawn += [(Thing(*thing), Look(*look)) for thing, look in meta["drawn"]]
     return torch.cat(latents), drawn
+
+
+def captions(
+    pictured: list[tuple[Thing, Look]], rng: np.random.Generator, *, refine: bool
+) -> list[str]:
+    """A caption for each picture; of a refinement's, BRIEF name no palette and no texture."""
+    brief = rng.random(len(pictured)) < BRIEF if refine else np.zeros(len(pictured), dtype=bool)
+    return [
+        caption(thing, look, rng, palette=named * PALETTE, texture=named * TEXTURE)
+        for (thing, look), named in zip(pictured, 1.0 - brief, strict=True)
+    ]
 
 
 def with_unknown_words(text: str, rng: np.random.Generator) -> tuple[str, str]:
@@ -275,9 +290,7 @@ def _train(
         rows = rng.integers(len(drawn), size=batch_size)
         clean = latents[torch.from_numpy(rows)].float()
         pictured = [drawn[row] for row in rows]
-        texts = [
-            caption(thing, look, rng, palette=PALETTE, texture=TEXTURE) for thing, look in pictured
-        ]
+        texts = captions(pictured, rng, refine=start is not None)
         firsts, seconds = zip(*(with_unknown_words(text, rng) for text in texts), strict=True)
         unknown_words(models, tokenizer, UNKNOWN, seed * 1_000_003 + step)
         ids, ids_2 = (
@@ -325,7 +338,7 @@ def _train(
             {"networks": networks},
             loss_at,
             steps=steps,
-            rates=(0.02, 1e-3),
+            rates=(0.012, 6e-4) if start else (0.02, 1e-3),
             decay=True,
             averages={"networks": average},
             on_save=lambda: save(work / "sdxl-latest"),
