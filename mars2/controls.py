@@ -258,12 +258,21 @@ def read_controls(path: Path) -> Controls:
         raise RunError(f"{path} is no file of `mars2 judge check` that this version reads")
     try:
         tallies = {
-            aspect: tuple(Tally(**tally) for tally in data["tallies"][aspect])
+            aspect: tuple(_checked(Tally(**tally)) for tally in data["tallies"][aspect])
             for aspect in get_args(Aspect)
         }
         return Controls(**{**data, "tallies": tallies})
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise RunError(f"{path} is no file of `mars2 judge check`: {error}") from error
+
+
+def _checked(tally: Tally) -> Tally:
+    counts = (tally.yes, tally.no, tally.unscored)
+    if any(type(count) is not int or count < 0 for count in counts):
+        raise ValueError(f"answers about {tally.concept!r} are counted as {counts}")
+    if tally.compared not in get_args(Compared):
+        raise ValueError(f"{tally.concept!r} is compared with {tally.compared!r}")
+    return tally
 
 
 def find_controls(judges: Sequence[str], suite_revision: str) -> list[Controls]:

@@ -90,7 +90,7 @@ def check(
         Path | None,
         typer.Option(
             help="The file of the result.  [default: in the user's cache, where reports find it; "
-            "with --split none]"
+            "with --split, or fewer questions than usual, none]"
         ),
     ] = None,
     cache: Cache = True,
@@ -104,7 +104,7 @@ def check(
     """
     from benchmark_data.load import load_suite
     from mars2.controls import controls_path, write_controls
-    from mars2.judge_check import check_judge, plan_controls
+    from mars2.judge_check import PER_CONCEPT, check_judge, plan_controls
     from mars2.judges import (
         TEMPLATES,
         ServerSettings,
@@ -112,12 +112,14 @@ def check(
         load_judge,
         load_templates,
     )
+    from mars2.judges.prompts import choose
     from mars2.report import print_table
     from mars2.report.tables import controls_table
 
     loaded = load_suite(suite)
     questions = plan_controls(loaded, split=split, per_concept=per_concept)
     templates = TEMPLATES if prompts is None else load_templates(prompts)
+    choose(templates)
     server = ServerSettings(
         base_url or "", judge_timeout, judge_concurrency, judge_retries, judge_temperature
     )
@@ -141,6 +143,7 @@ def check(
         controls = check_judge(asked, loaded, templates, questions, progress=show)
     print_table(controls_table(controls), make_console())
     path = out or controls_path(controls.judge, controls.suite_revision)
-    if out or not split:  # a part must not take the place of the whole
+    whole = not split and per_concept >= PER_CONCEPT
+    if out or whole:  # a part must not take the whole's place
         write_controls(controls, path)
         print(path)

@@ -97,10 +97,8 @@ def check_scoring(suite: Suite | None, scoring: Scoring) -> None:
         JudgeError: A layout or a file of prompts that there is not, or a server that is not told or
             not wanted.
     """
-    from typing import get_args
-
-    from mars2.judges import JUDGES, JudgeError, load_templates, refuse_server
-    from mars2.judges.llava_onevision import Layout
+    from mars2.judges import JUDGES, load_templates, refuse_server
+    from mars2.judges.llava_onevision import check_layout
     from mars2.metrics import METRICS
 
     for name in scoring.names:
@@ -111,10 +109,7 @@ def check_scoring(suite: Suite | None, scoring: Scoring) -> None:
         JUDGES.get(kind)
         if kind != "openai":
             refuse_server(kind, scoring.server)
-        if scoring.layout not in get_args(Layout):
-            raise JudgeError(
-                f"layout is {scoring.layout!r}; give one of {', '.join(get_args(Layout))}"
-            )
+        check_layout(scoring.layout)
         if scoring.prompts is not None:
             load_templates(scoring.prompts)
 

@@ -288,15 +288,21 @@ def identify_judge(
         return load_judge(spec, dtype=dtype, device=device, layout=layout, server=server).id
     if name not in ("llava_onevision", "qwen_vl") or not source:
         return None
-    from mars2.judges import llava_onevision, qwen_vl
+    from mars2.judges import llava_checkpoint, llava_onevision, qwen_vl
     from mars2.judges.sources import find_model
     from mars2.judges.weights import resolve
 
+    refuse_server(name, server or ServerSettings())
     dtype, _ = resolve(name, dtype, device)
-    model = find_model(source).id
     if name == "qwen_vl":
-        return qwen_vl.judge_id(model, dtype)
-    return llava_onevision.judge_id(model, layout, dtype)
+        qwen_vl.check_layout(layout)
+        found = find_model(source)
+        qwen_vl.qwen_config(found.folder)
+        return qwen_vl.judge_id(found.id, dtype)
+    llava_onevision.check_layout(layout)
+    found = find_model(source)
+    llava_checkpoint.describe(found.folder)
+    return llava_onevision.judge_id(found.id, layout, dtype)
 
 
 def leading_yes_no(text: str) -> bool | None:

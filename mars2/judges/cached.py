@@ -9,10 +9,11 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from threading import RLock, Timer
 
 from benchmark_data.references import cache_root
 from mars2.judges import Judge, JudgeError, Question, StreamingJudge, Verdict
@@ -173,6 +174,39 @@ class AnswerCache:
             ) from error
 
 
+class _Unwritten:
+    """Verdicts on their way to the file: written AT_ONCE together, or some time after the first.
+
+    That time passes in a thread: who waits for the next answer does not see it pass.
+    """
+
+    def __init__(self, write: Callable[[Mapping[str, Verdict]], None]) -> None:
+        self._write = write
+        self._lock = RLock()
+        self._verdicts: dict[str, Verdict] = {}
+        self._timer: Timer | None = None
+
+    def add(self, key: str, verdict: Verdict) -> None:
+        """Take one more."""
+        with self._lock:
+            self._verdicts[key] = verdict
+            if len(self._verdicts) >= AT_ONCE:
+                self.write()
+            elif self._timer is None:
+                self._timer = Timer(KEEP_AFTER, self.write)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def write(self) -> None:
+        """Write what there is."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            verdicts, self._verdicts = self._verdicts, {}
+            self._write(verdicts)
+
+
 class CachedJudge:
     """Answers as another judge does, which is asked only what the cache does not have.
 
@@ -203,19 +237,15 @@ class CachedJudge:
             for key, question in zip(keys, questions, strict=True)
             if key not in verdicts
         }
-        unwritten: dict[str, Verdict] = {}
-        written = time.monotonic()
+        unwritten = _Unwritten(self._keep)
         asked = list(new)
         try:
             with closing(self._asked(list(new.values()))) as answers:
                 for number, verdict in answers:
-                    verdicts[asked[number]] = unwritten[asked[number]] = verdict
-                    now = time.monotonic()
-                    if len(unwritten) >= AT_ONCE or now - written > KEEP_AFTER:
-                        self._keep(unwritten)
-                        unwritten, written = {}, now
+                    verdicts[asked[number]] = verdict
+                    unwritten.add(asked[number], verdict)
         finally:
-            self._keep(unwritten)
+            unwritten.write()
         return [verdicts[key] for key in keys]
 
     def _asked(self, questions: Sequence[Question]) -> Generator[tuple[int, Verdict], None, None]:

@@ -311,21 +311,38 @@ def server_name(url: httpx.URL) -> str:
     return f"{url.host}:{port}{'' if path == '/v1' else path}"
 
 
-def model_revision(base_url: str, model: str, *, key: str, timeout: float) -> str:
+def model_revision(base_url: str, model: str, *, key: str, timeout: float, retries: int) -> str:
     """Return what a server's list of models tells of a model's revision; "" if it tells nothing.
 
     That is `revision`, `digest` or, of vLLM, `root` (the folder or hub id behind the name). The
     time `created` is not: servers put the time of the request there.
+
+    Raises:
+        NoAnswer: The list cannot be had now, not even when asked again. To go on without it would
+            be to take the model for one of another revision, or of none.
     """
+    reason = ""
+    for failures in range(retries + 1):
+        if failures:
+            time.sleep(min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT))
+        try:
+            response = httpx.get(
+                f"{base_url.rstrip('/')}/models",
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=min(timeout, CONNECT_TIMEOUT),
+            )
+        except httpx.HTTPError as error:
+            reason = f"{type(error).__name__}: {error}"
+            continue
+        if response.status_code not in PASSING and response.status_code < 500:
+            break
+        reason = f"HTTP {response.status_code}"
+    else:
+        raise NoAnswer(reason)
     try:
-        response = httpx.get(
-            f"{base_url.rstrip('/')}/models",
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=min(timeout, CONNECT_TIMEOUT),
-        )
         entry = next(one for one in response.json()["data"] if one["id"] == model)
         told = [entry.get(name) for name in ("revision", "digest", "root")]
-    except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration):
         return ""
     texts = (text for text in told if isinstance(text, str) and text.strip() and text != model)
     return "_".join(next(texts, "").split())

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from mars2.judges import JUDGES, TEMPLATES, JudgeError, load_templates
 from mars2.judges.llava_checkpoint import TRANSFORMERS, describe, placed_keys
-from mars2.judges.llava_onevision import Layout, is_published
+from mars2.judges.llava_onevision import check_layout, is_published
 from mars2.judges.prompts import choose, digest
 from mars2.judges.qwen_vl import qwen_config
 from mars2.judges.room import Need, free_memory, memory_need
@@ -83,8 +83,7 @@ def inspect_judge(
             f"judge {spec!r} has no weights to tell of: give NAME:MODEL with one of "
             f"{', '.join(_READERS)}"
         )
-    if layout not in get_args(Layout):
-        raise JudgeError(f"layout is {layout!r}; give one of {', '.join(get_args(Layout))}")
+    check_layout(layout)
     dtype, device = resolve(name, dtype, device)
     found = find_model(source)
     weights = stored_weights(found.folder)

@@ -26,8 +26,14 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 )
 
 from mars2.judges.errors import JudgeError
-from mars2.judges.sources import read_config
-from mars2.judges.weights import StoredWeight, load_strictly, refuse_keys, stored_weights
+from mars2.judges.sources import architectures_of, read_config
+from mars2.judges.weights import (
+    StoredWeight,
+    load_strictly,
+    refuse_keys,
+    refuse_quantised,
+    stored_weights,
+)
 
 TRANSFORMERS = "LlavaOnevisionForConditionalGeneration"
 LLAVA_NEXT = "LlavaQwenForCausalLM"
@@ -96,6 +102,7 @@ _UNDERSTOOD: Mapping[str, object] = {
     "mm_projector_type": "mlp2x_gelu",
     "mm_newline_position": "one_token",
     "mm_vision_select_layer": -2,
+    "mm_resampler_type": None,
 }
 """Settings of LLaVA-NeXT that transformers' class computes; others would be computed wrongly."""
 
@@ -131,17 +138,19 @@ def describe(folder: Path) -> Described:
         JudgeError: It is another architecture, or its files are missing or do not fit together.
     """
     config = read_config(folder)
-    architectures = config.get("architectures") or []
-    if TRANSFORMERS in architectures:
-        try:
+    architectures = architectures_of(config)
+    refuse_quantised(folder, config)
+    try:
+        if TRANSFORMERS in architectures:
             own = LlavaOnevisionConfig.from_dict(config)
-        except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-            raise JudgeError(f"{folder / 'config.json'} cannot be understood: {error}") from error
-        return Described(TRANSFORMERS, own, SAVED_MAPPING)
-    if LLAVA_NEXT in architectures:
-        return Described(LLAVA_NEXT, llava_next_config(folder, config), KEY_MAPPING)
+            return Described(TRANSFORMERS, own, SAVED_MAPPING)
+        if LLAVA_NEXT in architectures:
+            return Described(LLAVA_NEXT, llava_next_config(folder, config), KEY_MAPPING)
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        told = " ".join(str(error).split())
+        raise JudgeError(f"{folder / 'config.json'} cannot be understood: {told}") from error
     raise JudgeError(
-        f"{folder} holds {', '.join(map(str, architectures)) or 'no named architecture'}, "
+        f"{folder} holds {', '.join(architectures) or 'no named architecture'}, "
         f"another model than this judge computes: it reads {TRANSFORMERS} (transformers' "
         f"layout) and {LLAVA_NEXT} (LLaVA-NeXT's)"
     )
@@ -321,8 +330,10 @@ def _pinpoints(value: object, tile: int, where: Path) -> list[list[int]]:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError) as error:
             raise JudgeError(f"{where}: image_grid_pinpoints is {value!r}") from error
-    if not isinstance(value, list | tuple) or not all(
-        isinstance(pair, list | tuple) and len(pair) == 2 for pair in value
+    if (
+        not value
+        or not isinstance(value, list | tuple)
+        or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
     ):
         raise JudgeError(f"{where}: image_grid_pinpoints is {value!r}, no list of sizes")
     return [[int(height), int(width)] for width, height in value]

@@ -105,6 +105,7 @@ def _write_weights(folder: Path, weights: Mapping[str, StoredWeight]) -> None:
         with safe_open(path, framework="pt") as file:
             tensors = {renamed(key, PUBLISHED_KEYS): file.get_tensor(key) for key in own}
         save_file(tensors, folder / name, metadata={"format": "pt"})
+        (folder / name).chmod(0o644)  # safetensors' files are private; a server may be another user
         index |= dict.fromkeys(tensors, name)
         total += sum(tensor.nbytes for tensor in tensors.values())
     (folder / "model.safetensors.index.json").write_text(

@@ -24,7 +24,7 @@ from mars2.judges.llava_checkpoint import Checkpoint, describe, load_checkpoint
 from mars2.judges.prefix import Prefix, cache_argument
 from mars2.judges.prompts import IMAGE_MARK, NEW_TOKENS, NO_WORDS, YES_WORDS, Form
 from mars2.judges.recent import IMAGES_AT_ONCE, Recent
-from mars2.judges.room import halving, memory_need, require_room
+from mars2.judges.room import KEPT_FEATURES, halving, memory_need, require_room
 from mars2.judges.sources import ModelSource, find_model
 from mars2.judges.weights import DTYPES, count_parameters, resolve, stored_weights
 
@@ -33,6 +33,16 @@ PUBLISHED = "lmms-lab/llava-critic-7b"
 Layout = Literal["anyres", "pad"]
 """How two images are shown: each as tiles of its own size, the published protocol's way; or each as
 one padded square, which is what the model saw in training when there were several images."""
+
+
+def check_layout(layout: str) -> None:
+    """Check that a layout is one of `Layout`.
+
+    Raises:
+        JudgeError: It is none.
+    """
+    if layout not in get_args(Layout):
+        raise JudgeError(f"layout is {layout!r}; give one of {', '.join(get_args(Layout))}")
 
 
 def chat_string(question: str) -> str:
@@ -74,7 +84,8 @@ class LlavaOnevisionJudge:
         device: Where it computes.
         published: Whether this is the published judge in its published setting.
         batch_positions: Most positions (text and image tokens) computed at once.
-        kept_positions: Most positions whose image features, and whose keys and values, are kept.
+        kept_features: Most positions whose image features are kept.
+        kept_positions: Most positions whose keys and values are kept.
     """
 
     def __init__(
@@ -86,6 +97,7 @@ class LlavaOnevisionJudge:
         device: str = "cpu",
         published: bool = False,
         batch_positions: int = 16384,
+        kept_features: int = KEPT_FEATURES,
         kept_positions: int = 32768,
     ) -> None:
         self.model = checkpoint.model.to(device)
@@ -100,7 +112,7 @@ class LlavaOnevisionJudge:
         self._no = word_ids(self._tokenizer, NO_WORDS, self.id)
         self._cache_argument = cache_argument(self.model)
         self._batch_positions = batch_positions
-        self._features: Recent[Tensor] = Recent(kept_positions, len)
+        self._features: Recent[Tensor] = Recent(kept_features, len)
         self._prefixes: Recent[Prefix] = Recent(kept_positions, lambda kept: kept.positions)
 
     @classmethod
@@ -118,8 +130,7 @@ class LlavaOnevisionJudge:
         Raises:
             JudgeError: Something of this is not there or does not fit.
         """
-        if layout not in get_args(Layout):
-            raise JudgeError(f"layout is {layout!r}; give one of {', '.join(get_args(Layout))}")
+        check_layout(layout)
         dtype, device = resolve("llava_onevision", dtype, device)
         found = find_model(source)
         parameters = count_parameters(stored_weights(found.folder))

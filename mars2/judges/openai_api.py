@@ -76,7 +76,7 @@ class OpenAIJudge:
         the variable OPENAI_API_KEY.
 
         Raises:
-            JudgeError: No server is named, or what is named is no URL.
+            JudgeError: No server is named, what is named is no URL, or the server is not there.
         """
         url = settings.base_url or os.environ.get(URL_VARIABLE, "")
         if not url:
@@ -88,7 +88,13 @@ class OpenAIJudge:
         if not (key.isascii() and key.isprintable()):
             raise JudgeError(f"{KEY_VARIABLE} holds characters that no key has")
         check_base_url(url)
-        revision = model_revision(url, model, key=key, timeout=settings.timeout)
+        try:
+            revision = model_revision(
+                url, model, key=key, timeout=settings.timeout, retries=settings.retries
+            )
+        except NoAnswer as reason:
+            public = str(check_base_url(url).copy_with(userinfo=b"")).rstrip("/")
+            raise JudgeError(_silent(f"{public}/models", str(reason))) from reason
         return cls(model, url, key=key, settings=settings, revision=revision)
 
     def ask(self, questions: Sequence[Question]) -> list[Verdict]:
@@ -134,10 +140,7 @@ class OpenAIJudge:
             finally:
                 pool.shutdown(cancel_futures=True)
         if self._server.gone is not None and not self._server.answered:
-            raise JudgeError(
-                f"no answer from {self._url}/chat/completions: {self._server.gone}; is the server "
-                f"running, is its base URL right, and the key in {KEY_VARIABLE}, if it needs one?"
-            )
+            raise JudgeError(_silent(f"{self._url}/chat/completions", self._server.gone))
 
     def _answer(self, question: Question, messages: list[dict[str, Any]]) -> Verdict:
         form = question.template.form
@@ -208,6 +211,13 @@ def _decided(candidates: Sequence[tuple[str, float]]) -> bool:
 def _log_sum(logprobs: Sequence[float]) -> float:
     highest = max(logprobs)
     return highest + math.log(sum(math.exp(logprob - highest) for logprob in logprobs))
+
+
+def _silent(url: str, reason: str) -> str:
+    return (
+        f"no answer from {url}: {reason}; is the server running, is its base URL right, and the "
+        f"key in {KEY_VARIABLE}, if it needs one?"
+    )
 
 
 def _told(reply: Reply) -> str:

@@ -114,8 +114,10 @@ def digest(*templates: Template) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
 
 
-def _check(entry: Mapping[str, Any], where: str) -> Template:
+def _check(entry: Any, where: str) -> Template:
     names = {field.name for field in fields(Template)}
+    if not isinstance(entry, dict):
+        raise JudgeError(f"{where} is {entry!r}; it must be a [[template]] table")
     if set(entry) != names:
         raise JudgeError(f"{where} has keys {sorted(entry)}; it needs exactly {sorted(names)}")
     template = Template(**entry)

@@ -34,9 +34,16 @@ from mars2.judges.llava_checkpoint import load_tokenizer
 from mars2.judges.prefix import Prefix, cache_argument
 from mars2.judges.prompts import IMAGE_MARK, NEW_TOKENS, NO_WORDS, YES_WORDS, Form
 from mars2.judges.recent import IMAGES_AT_ONCE, Recent
-from mars2.judges.room import halving, memory_need, require_room
-from mars2.judges.sources import find_model, read_config
-from mars2.judges.weights import DTYPES, count_parameters, load_strictly, resolve, stored_weights
+from mars2.judges.room import KEPT_FEATURES, halving, memory_need, require_room
+from mars2.judges.sources import architectures_of, find_model, read_config
+from mars2.judges.weights import (
+    DTYPES,
+    count_parameters,
+    load_strictly,
+    refuse_quantised,
+    resolve,
+    stored_weights,
+)
 
 ARCHITECTURES: Mapping[str, Any] = {
     "Qwen2_5_VLForConditionalGeneration": Qwen2_5_VLForConditionalGeneration,
@@ -56,6 +63,16 @@ def chat_string(question: str, system: str) -> str:
     return f"{first}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
+def check_layout(layout: str) -> None:
+    """Check that a layout is the default of every judge: these models have one.
+
+    Raises:
+        JudgeError: It is another.
+    """
+    if layout != "anyres":
+        raise JudgeError(f"layout is {layout!r}; a Qwen-VL judge has one way to see images")
+
+
 def judge_id(name: str, dtype: str) -> str:
     """Return the id of a judge, given its model's name and revision."""
     return f"{name} {dtype}"
@@ -67,9 +84,11 @@ def qwen_config(folder: Path) -> tuple[str, Any]:
     Raises:
         JudgeError: It is another one, or its config.json is missing or broken.
     """
-    named = read_config(folder).get("architectures") or []
+    given = read_config(folder)
+    named = architectures_of(given)
     for architecture in ARCHITECTURES:
         if architecture in named:
+            refuse_quantised(folder, given)
             try:
                 return architecture, AutoConfig.from_pretrained(folder, local_files_only=True)
             except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
@@ -77,7 +96,7 @@ def qwen_config(folder: Path) -> tuple[str, Any]:
                     f"{folder / 'config.json'} cannot be understood: {error}"
                 ) from error
     raise JudgeError(
-        f"{folder} holds {', '.join(map(str, named)) or 'no named architecture'}, another model "
+        f"{folder} holds {', '.join(named) or 'no named architecture'}, another model "
         f"than this judge computes: it reads {' and '.join(ARCHITECTURES)}"
     )
 
@@ -113,7 +132,8 @@ class QwenVlJudge:
         name: Name and revision.
         device: Where it computes.
         batch_positions: Most positions (text and image tokens) computed at once.
-        kept_positions: Most positions whose image features, and whose keys and values, are kept.
+        kept_features: Most positions whose image features are kept.
+        kept_positions: Most positions whose keys and values are kept.
     """
 
     published = False
@@ -127,6 +147,7 @@ class QwenVlJudge:
         name: str,
         device: str = "cpu",
         batch_positions: int = 16384,
+        kept_features: int = KEPT_FEATURES,
         kept_positions: int = 32768,
     ) -> None:
         self.model = model.to(device)
@@ -141,7 +162,7 @@ class QwenVlJudge:
         self._no = word_ids(tokenizer, NO_WORDS, self.id)
         self._cache_argument = cache_argument(self.model)
         self._batch_positions = batch_positions
-        self._seen: Recent[_Seen] = Recent(kept_positions, lambda seen: len(seen.features))
+        self._seen: Recent[_Seen] = Recent(kept_features, lambda seen: len(seen.features))
         self._prefixes: Recent[Prefix] = Recent(kept_positions, lambda kept: kept.positions)
         # not the folder's, which may hold a repetition penalty and sampling
         self._end = token_id(tokenizer, "<|im_end|>", self.id)
@@ -164,8 +185,7 @@ class QwenVlJudge:
         Raises:
             JudgeError: Something of this is not there or does not fit.
         """
-        if layout != "anyres":
-            raise JudgeError(f"layout is {layout!r}; a Qwen-VL judge has one way to see images")
+        check_layout(layout)
         dtype, device = resolve("qwen_vl", dtype, device)
         found = find_model(source)
         architecture, config = qwen_config(found.folder)

@@ -16,6 +16,8 @@ QUESTION_POSITIONS = 7500
 """Text and image tokens of the longest usual question: two square images of 512 pixels."""
 IMAGES_SHOWN = 40
 """Images whose features are held at a time: those of a batch that is scored, and references."""
+KEPT_FEATURES = IMAGES_SHOWN * QUESTION_POSITIONS // 2
+"""Positions of them: fewer, and references would be computed again for every batch."""
 
 ADVICE = (
     "free memory, take a GPU with more, --dtype float16 (half of float32), a smaller judge "
@@ -53,7 +55,7 @@ def memory_need(config: Any, parameters: int, dtype: torch.dtype) -> Need:
     # the prefix is kept and copied, the question's own follow: one and a half questions
     kept = QUESTION_POSITIONS * 3 // 2 * cached
     widest = QUESTION_POSITIONS * (3 * text.intermediate_size + 6 * text.hidden_size)
-    features = IMAGES_SHOWN * QUESTION_POSITIONS // 2 * text.hidden_size
+    features = KEPT_FEATURES * text.hidden_size
     return Need(parameters * dtype.itemsize, (kept + widest + features) * dtype.itemsize)
 
 

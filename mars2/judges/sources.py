@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -90,6 +90,12 @@ def _digest(path: Path, changed: int, size: int) -> str:
     """Return the sha256 of a file, read once as long as it does not change."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def architectures_of(config: Mapping[str, Any]) -> list[str]:
+    """Return the architectures that a model's config.json names."""
+    named = config.get("architectures")
+    return list(map(str, named)) if isinstance(named, list) else []
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:

@@ -126,11 +126,25 @@ def load_strictly(
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise JudgeError(f"the model in {folder} cannot be loaded: {error}") from error
     unexpected = [key for key in info["unexpected_keys"] if not key.endswith("inv_freq")]
     refuse_keys(folder, missing=info["missing_keys"], unexpected=unexpected)
     return model
+
+
+def refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
+    """Check that a model's numbers are stored as they are computed with.
+
+    Raises:
+        JudgeError: They are packed, by a library that is not used here.
+    """
+    if settings := config.get("quantization_config"):
+        how = settings.get("quant_method", settings) if isinstance(settings, dict) else settings
+        raise JudgeError(
+            f"{folder} holds a quantised model ({how}): give the one that it was made of, or ask "
+            "it on a server (--judge openai:MODEL)"
+        )
 
 
 def refuse_keys(folder: Path, *, missing: Any, unexpected: Any) -> None:

@@ -288,6 +288,9 @@ def _known_errors(controls: Sequence[Controls], sources: Sequence[Source]) -> di
                 f"the controls are of judge {one.judge!r}, which scored none of these images; "
                 f"scored by: {', '.join(map(repr, judges)) or 'none'}"
             )
+    twice = next((j for j in judges if sum(one.judge == j for one in controls) > 1), None)
+    if twice is not None:
+        raise RunError(f"two files of controls are of judge {twice!r}: give one of them")
     return {one.judge: one for one in controls}
 
 

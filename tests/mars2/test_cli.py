@@ -676,6 +676,8 @@ def test_a_judge_is_checked_and_reports_are_corrected_by_it(
     part = cli("judge", "check", "--suite", world.suite, "--split", "test")[1]
     assert "specificity 50%" in part
     assert str(path) not in part
+    few = cli("judge", "check", "--suite", world.suite, "--per-concept", "1")[1]
+    assert str(path) not in few
     assert own.read_bytes() == path.read_bytes()
     _, found, _ = cli("report", mine)
     assert "Corrected for the judge's errors" in found
@@ -683,6 +685,9 @@ def test_a_judge_is_checked_and_reports_are_corrected_by_it(
     assert "Corrected" not in cli("report", mine)[1]
     assert cli("report", mine, "--controls", own)[1] == found
     assert cli(*score, "--controls", own)[1] == found
+    code, _, error = cli("report", mine, "--controls", own, "--controls", own)
+    assert code == 2
+    assert "two files of controls are of judge 'scripted@" in error
     own.write_text(own.read_text().replace("scripted@", "another@"))
     code, _, error = cli("report", mine, "--controls", own)
     assert code == 2

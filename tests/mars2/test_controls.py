@@ -1,5 +1,6 @@
 """Errors of a judge from known questions, and shares corrected for them."""
 
+import json
 import math
 from pathlib import Path
 
@@ -191,6 +192,24 @@ def test_the_cache_is_looked_up_by_judge_and_suite(
     write_controls(CONTROLS, controls_path(CONTROLS.judge, CONTROLS.suite_revision))
     assert find_controls(["other", CONTROLS.judge], CONTROLS.suite_revision) == [CONTROLS]
     assert find_controls([CONTROLS.judge], "ba9876543210") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"yes": "9"}, "counted as"),
+        ({"no": -3}, "counted as"),
+        ({"compared": "foo"}, "compared with 'foo'"),
+    ],
+)
+def test_counts_that_are_none_are_refused(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    data = CONTROLS.to_json()
+    data["tallies"]["style"] = [{**data["tallies"]["style"][0], **change}]
+    (tmp_path / "x.json").write_text(json.dumps(data))
+    with pytest.raises(RunError, match=said):
+        read_controls(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(

@@ -162,21 +162,26 @@ def test_each_verdict_of_a_judge_that_gives_them_as_they_come_is_kept(cache: Ans
     assert [q.test.getpixel((0, 0))[2] for q in judge.asked] == [0]
 
 
-def test_a_slow_judges_verdicts_are_written_before_it_ends(
+def test_a_slow_judges_verdicts_are_written_while_the_next_is_awaited(
     cache: AnswerCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mars2.judges.cached.KEEP_AFTER", 0.0)
+    monkeypatch.setattr("mars2.judges.cached.KEEP_AFTER", 0.05)
     there = []
 
     class Streaming(Counting):
         def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
-            for number, one in enumerate(questions):
-                time.sleep(0.001)
+            for number, one in enumerate(questions[:3]):  # together, as many requests end
                 yield number, self.ask([one])[0]
-                there.append(sum(kept.answers for kept in cache.kept()))
+            end = time.monotonic() + 30
+            while (kept := sum(one.answers for one in cache.kept())) < 3:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            there.append(kept)
+            yield 3, self.ask([questions[3]])[0]
 
-    CachedJudge(Streaming(), cache).ask([question((0, 0, level)) for level in range(3)])
-    assert there == [1, 2, 3]
+    CachedJudge(Streaming(), cache).ask([question((0, 0, level)) for level in range(4)])
+    assert there == [3]
+    assert sum(one.answers for one in cache.kept()) == 4
 
 
 def test_verdicts_come_back_as_they_were(cache: AnswerCache) -> None:

@@ -40,6 +40,7 @@ def converted(tiny_llava_next, tmp_path_factory):
 
 def test_a_converted_copy_has_the_same_weights(converted, tiny_llava_next):
     assert len(list(converted.glob("model-*-of-00002.safetensors"))) == 2
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in converted.iterdir())  # a server's
     keys = stored_weights(converted)
     assert len(keys) == 69
     for key in (
@@ -166,3 +167,34 @@ def test_info_refuses(command, tiny_llava, arguments, reason):
     )
     assert code == 2
     assert reason in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["qwen_vl:FOLDER"], "another model than this judge computes"),
+        (["llava_onevision:FOLDER", "--layout", "foo"], "anyres, pad"),
+        (["llava_onevision:FOLDER", "--base-url", "http://localhost:1/v1"], "asks no server"),
+        (["qwen_vl:FOLDER", "--layout", "pad"], "one way to see images"),
+    ],
+)
+def test_a_dry_run_refuses_what_cannot_be_asked(command, tiny_llava, arguments, reason):
+    code, said, error = command(
+        *("check", "--suite", "miniworld", "--dry-run", "--judge"),
+        *(word.replace("FOLDER", str(tiny_llava)) for word in arguments),
+    )
+    assert (code, said) == (2, "")
+    assert reason in error
+
+
+def test_a_dry_run_refuses_half_of_the_questions(command, tiny_llava, tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        '[[template]]\nid = "a"\nversion = 1\naspect = "subject"\nform = "short"\n'
+        'text = "<image> <image>"\n'
+    )
+    code, said, error = command(
+        *("check", "--suite", "miniworld", "--dry-run", "--prompts", str(tmp_path / "mine.toml")),
+        *("--judge", f"llava_onevision:{tiny_llava}"),
+    )
+    assert (code, said) == (2, "")
+    assert "for the style; found []" in error

@@ -116,6 +116,13 @@ def test_refuses_weights_that_do_not_fit(next_copy, edit, said):
         ({"image_grid_pinpoints": "oops"}, "image_grid_pinpoints is 'oops'"),
         ({"hidden_size": 28}, "cannot be loaded"),
         ({"rope_theta": None}, "lacks .'rope_theta'."),
+        ({"architectures": 3}, "no named architecture"),
+        ({"image_grid_pinpoints": []}, "image_grid_pinpoints is .., no list"),
+        ({"image_grid_pinpoints": [["a", 1]]}, "config.json cannot be understood"),
+        ({"rms_norm_eps": "1e-6"}, "config.json cannot be understood"),
+        ({"hidden_size": "24"}, "config.json cannot be understood"),
+        ({"mm_resampler_type": "perceiver"}, "mm_resampler_type is 'perceiver'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "a quantised model .awq."),
     ],
 )
 def test_refuses_configs_of_other_models(next_copy, settings, said):

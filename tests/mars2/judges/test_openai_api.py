@@ -82,7 +82,9 @@ class Server:
         *,
         port: int = 0,
         models: Sequence[Mapping[str, object]] | None = None,
+        unlisted: int = 0,
     ) -> None:
+        failures = iter([True] * unlisted)  # so often the models cannot be listed
         self.bodies: list[Body] = []
         self.headers: list[Mapping[str, str]] = []
         self.paths: list[str] = []
@@ -123,7 +125,8 @@ class Server:
 
             def do_GET(self) -> None:
                 listed = self.path == "/v1/models" and models is not None
-                self.send_response(200 if listed else 404)
+                failing = next(failures, False)
+                self.send_response(503 if failing else 200 if listed else 404)
                 self.end_headers()
                 self.wfile.write(json.dumps({"object": "list", "data": models}).encode())
 
@@ -263,6 +266,16 @@ def test_the_id_tells_the_revision_that_the_server_tells(
 def test_a_list_of_models_that_is_none_tells_no_revision(serve: Serve, models) -> None:
     server = serve(lambda number, body: "Yes", models=models)
     assert judge_of(server).id == f"openai:critic@127.0.0.1:{server.port}"
+
+
+def test_a_list_of_models_that_cannot_be_had_now_is_asked_for_again(serve: Serve) -> None:
+    # without it the judge would be one of no revision, and other weights' answers its own
+    models = [{"id": "critic", "root": "/models/x"}]
+    server = serve(lambda number, body: "Yes", models=models, unlisted=2)
+    assert judge_of(server, retries=2).id.endswith("#/models/x")
+    server = serve(lambda number, body: "Yes", models=models, unlisted=2)
+    with pytest.raises(JudgeError, match=r"no answer from http.*/v1/models: HTTP 503; is the"):
+        judge_of(server, retries=1)
 
 
 def test_a_temperature_is_asked_for_and_makes_another_judge(serve: Serve, own_cache: Path) -> None:
@@ -567,10 +580,18 @@ def test_unknown_fields_are_found_out_by_several_questions_at_once(serve: Serve)
 def test_a_server_that_is_not_there(serve: Serve) -> None:
     server = serve(lambda number, body: "Yes")
     server.die()
+    with pytest.raises(JudgeError, match=r"no answer from http.*/v1/models: ConnectError"):
+        judge_of(server)
+
+
+def test_a_server_that_goes_before_it_answers(serve: Serve) -> None:
+    server = serve(lambda number, body: "Yes")
+    judge = judge_of(server, concurrency=4)
+    server.die()
     with pytest.raises(
         JudgeError, match=r"no answer from http.*/v1/chat/completions: ConnectError"
     ):
-        judge_of(server, concurrency=4).ask([question(grey) for grey in range(4)])
+        judge.ask([question(grey) for grey in range(4)])
 
 
 @pytest.mark.parametrize("status", [401, 404, 301])

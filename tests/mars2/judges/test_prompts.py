@@ -72,6 +72,11 @@ def test_refuses_templates_that_are_not_as_they_must_be(tmp_path, old, new, said
         load_templates(write(tmp_path, GOOD.replace(old, new)))
 
 
+def test_refuses_what_is_no_table(tmp_path):
+    with pytest.raises(JudgeError, match="template 1 is 1; it must be a"):
+        load_templates(write(tmp_path, "template = [1, 2]"))
+
+
 def test_refuses_an_id_given_twice(tmp_path):
     with pytest.raises(JudgeError, match="'mine' is given twice"):
         load_templates(write(tmp_path, GOOD + GOOD))
