@@ -46,7 +46,7 @@ def info(
     dtype: JudgeDtype = None,
     device: Device = "auto",
 ) -> None:
-    """Tell what would be loaded, and the memory it takes; no weight is read."""
+    """Tell what would be loaded, and the memory it takes; no weight is loaded."""
     from mars2.judges.info import inspect_judge
     from mars2.judges.room import gibibytes
 

@@ -63,7 +63,7 @@ def inspect_judge(
     layout: str = "anyres",
     prompts: Path | None = None,
 ) -> JudgeInfo:
-    """Return what a judge is; its files are fetched if need be, no weight is read.
+    """Return what a judge is; its files are fetched if need be, no weight is loaded.
 
     Args:
         spec: ``NAME:SOURCE``, see `load_judge`.

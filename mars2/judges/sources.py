@@ -11,8 +11,9 @@ from typing import Any
 
 from mars2.judges.errors import JudgeError
 
-MODEL_FILES = ("*.json", "*.safetensors", "merges.txt")
-"""What a model is made of; all else in a folder changes nothing."""
+MODEL_FILES = ("*.json", "*/config.json", "*.safetensors", "merges.txt")
+"""What a model is made of, a vision tower's config in a folder of its own included; all else in a
+folder changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def folder_revision(folder: Path, files: Sequence[str] = MODEL_FILES) -> str:
     """Return 12 hex of the sha256 over names and contents of a model's files."""
     whole = hashlib.sha256()
     for path in sorted({path for pattern in files for path in folder.glob(pattern)}):
-        whole.update(f"{path.name} {_digest_now(path)}\n".encode())
+        name = path.relative_to(folder).as_posix()
+        whole.update(f"{name} {_digest_now(path)}\n".encode())
     return whole.hexdigest()[:12]
 
 

@@ -339,4 +339,8 @@ def test_revision_follows_the_weights(tiny_llava, tmp_path, judges):
     assert same.id == judges["transformers", "pad"].id
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "note": "changed"}))
-    assert LlavaOnevisionJudge.load(str(copy), device="cpu", layout="pad").id != same.id
+    changed = LlavaOnevisionJudge.load(str(copy), device="cpu", layout="pad").id
+    assert changed != same.id
+    (copy / "tower").mkdir()
+    (copy / "tower" / "config.json").write_text("{}")  # where LLaVA-NeXT's layout may have sizes
+    assert LlavaOnevisionJudge.load(str(copy), device="cpu", layout="pad").id != changed
