@@ -168,3 +168,9 @@ def test_other_errors_pass_through():
 
     with pytest.raises(RuntimeError, match="not memory"):
         halving(broken, [1, 2])
+
+
+def test_features_of_a_batch_and_of_its_references_are_kept_together():
+    # what `mars2 score` asks at once, of five references of the subject and three of the style;
+    # 3699 positions: the largest image's, docs/judges.md
+    assert room.KEPT_FEATURES >= (32 + 5 + 3) * 3699
