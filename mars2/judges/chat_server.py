@@ -205,7 +205,7 @@ class ChatServer:
         failures, waited = 0, 0.0
         while True:
             while (left := self._not_before - time.monotonic()) > 0:
-                self._wait(left)
+                self._wait(left + self._random.uniform(0.0, FIRST_WAIT))  # not all at once
             self._wait(0.0)
             try:
                 return self._once(content)
@@ -221,9 +221,8 @@ class ChatServer:
                     wait = min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT)
                     self._wait(wait * self._random.uniform(0.5, 1.0))
                 else:
-                    until = time.monotonic() + asked + self._random.uniform(0.0, FIRST_WAIT)
                     with self._lock:
-                        self._not_before = max(self._not_before, until)
+                        self._not_before = max(self._not_before, time.monotonic() + asked)
 
     def _wait(self, seconds: float) -> None:
         if self._stopped.wait(seconds) or self.gone is not None:

@@ -51,24 +51,23 @@ PALETTE, TEXTURE = 0.8, 0.9  # chances that a caption says them: what is not sai
 FINE = ("crayon", "neon", "oil", "woodcut", "mosaic", "glass", "chalk")
 """Families whose textures come last: drawn twice as often as the others."""
 LACKING = {
-    ("flat", "plain"): 0.5,
-    ("line", "sketchy"): 0.25,
+    ("flat", "plain"): 0.2,
     ("watercolor", "wet"): 0.5,
-    ("watercolor", "edged"): 0.25,
-    ("crayon", "crossed"): 0.6,
-    ("pixel", "scanlines"): 0.25,
-    ("neon", "tube"): 0.5,
+    ("watercolor", "granular"): 0.2,
+    ("crayon", "crossed"): 0.7,
+    ("neon", "tube"): 0.6,
     ("neon", "double"): 0.6,
-    ("neon", "haze"): 0.4,
-    ("oil", "dabs"): 0.4,
-    ("oil", "swirl"): 0.4,
-    ("chalk", "hatched"): 0.25,
+    ("neon", "haze"): 0.6,
+    ("oil", "dabs"): 0.2,
+    ("oil", "swirl"): 0.2,
+    ("chalk", "hatched"): 0.3,
+    ("chalk", "outline"): 0.2,
 }
 """Family and texture: about the share of pictures in which the base before did not draw what the
 caption asked for, where that was a quarter or more (260 captions, read by a small classifier).
 Half of what a refinement learns from is chosen so."""
-LITTLE_NOISE, REFINED = 500, 0.75  # timesteps below which a refinement draws so much of its images
-BRIEF = 0.2  # share of a refinement's captions that name the family alone, no palette, no texture
+LITTLE_NOISE, REFINED = 500, 0.6  # timesteps below which a refinement draws so much of its images
+BRIEF = 0.15  # share of a refinement's captions that name the family alone, no palette, no texture
 DROPPED = 0.1  # share of images whose caption is left out, for classifier-free guidance
 
 

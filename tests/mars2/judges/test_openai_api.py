@@ -479,6 +479,17 @@ def test_all_questions_wait_as_long_as_the_server_asks(serve: Serve) -> None:
     assert min(server.times[2:]) - server.times[0] >= 1.0
 
 
+def test_questions_that_waited_for_the_server_do_not_come_back_all_at_once(serve: Serve) -> None:
+    def answer(number: int, body: Body) -> object:
+        return (429, {"error": "rate limit"}, {"Retry-After": "1"}) if number < 8 else "Yes"
+
+    server = serve(answer)
+    judge = judge_of(server, concurrency=8, retries=0)
+    assert all(verdict.answer for verdict in judge.ask([question(grey) for grey in range(8)]))
+    again = server.times[8:]
+    assert max(again) - min(again) > 0.1  # of a second over which they spread by chance
+
+
 def test_a_wait_too_long_is_a_failure(serve: Serve) -> None:
     server = serve(lambda n, body: (429, {"error": "daily quota"}, {"Retry-After": "86400"}))
     (verdict,) = judge_of(server).ask([question()])
